@@ -1,0 +1,88 @@
+"""Tune a pre-trained transformer with a low-rank plus sparse update, prune it, and ship a small, faster model.
+
+Importing this package registers the DSEE method with PEFT and the cut models with transformers' Auto classes. Public
+names are loaded when they are first used, so that the ``dsee`` command can answer ``--help`` without torch.
+"""
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dsee._version import __version__
+from dsee.errors import (
+    ArchitectureError,
+    ArtifactError,
+    DseeError,
+    ExportError,
+    InputError,
+    MissingExtraError,
+    OrderError,
+)
+
+if TYPE_CHECKING:
+    from dsee.artifact import load, save
+    from dsee.steps import history
+    from dsee.measure import flops, latency, parameters, summary
+    from dsee.pruning import Heads, Neurons
+    from dsee.runtime import export_onnx
+    from dsee.surgery import merge, prune
+    from dsee.update import DseeConfig, DseeModel
+
+_HOME = {
+    "DseeConfig": "dsee.update",
+    "DseeModel": "dsee.update",
+    "Heads": "dsee.pruning",
+    "Neurons": "dsee.pruning",
+    "export_onnx": "dsee.runtime.onnx_export",
+    "flops": "dsee.measure",
+    "history": "dsee.steps",
+    "latency": "dsee.measure",
+    "load": "dsee.artifact.load",
+    "merge": "dsee.surgery",
+    "parameters": "dsee.measure",
+    "prune": "dsee.surgery",
+    "register": "dsee.registration",
+    "save": "dsee.artifact.save",
+    "summary": "dsee.measure",
+}
+
+__all__ = [
+    "ArchitectureError",
+    "ArtifactError",
+    "DseeConfig",
+    "DseeError",
+    "DseeModel",
+    "ExportError",
+    "Heads",
+    "InputError",
+    "MissingExtraError",
+    "Neurons",
+    "OrderError",
+    "__version__",
+    "export_onnx",
+    "flops",
+    "history",
+    "latency",
+    "load",
+    "merge",
+    "parameters",
+    "prune",
+    "save",
+    "summary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dsee' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    # kept in the module, so that a sub-module of the same name cannot take its place later
+    globals()[name] = value
+    return value
+
+
+# the command's entry module, and nothing else, asks to come first: its verbs register when they need to
+if "dsee_command" not in sys.modules:
+    from dsee.registration import register
+
+    register()

@@ -1,0 +1,98 @@
+"""Finding a model's map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from dsee.architectures._map import Architecture, LayerView, submodule
+from dsee.errors import ArchitectureError, listed, nearest
+
+#: ``model_type`` of a saved model whose layers have been cut, for example "dsee_bert".
+CUT_PREFIX = "dsee_"
+
+_MAPS: dict[str, Architecture] = {}
+
+
+def register(architecture: Architecture) -> Architecture:
+    """Make a family known.
+
+    Args:
+        architecture: its map.
+    """
+    for model_type in (architecture.name, *architecture.model_types):
+        _MAPS[model_type] = architecture
+    return architecture
+
+
+def supported() -> list[str]:
+    """Return every ``model_type`` that has a map, sorted."""
+    return sorted(_MAPS)
+
+
+def default_targets() -> dict[str, list[str]]:
+    """Return ``model_type`` -> default target modules, models saved after a cut included."""
+    plain = {model_type: architecture.default_targets for model_type, architecture in _MAPS.items()}
+    return plain | {CUT_PREFIX + model_type: targets for model_type, targets in plain.items()}
+
+
+def plain_model(model: nn.Module) -> Any:
+    """Return the transformers model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def base_model(model: nn.Module) -> Any:
+    """Return the transformers model without its task head."""
+    inner = plain_model(model)
+    return inner.base_model if hasattr(inner, "base_model") else inner
+
+
+def find(model: nn.Module) -> Architecture:
+    """Return the map of a model's family.
+
+    Args:
+        model: a transformers model, with or without PEFT around it.
+
+    Raises:
+        ArchitectureError: the family has no map.
+    """
+    config = getattr(plain_model(model), "config", None)
+    model_type = str(getattr(config, "model_type", type(model).__name__)).removeprefix(CUT_PREFIX)
+    if model_type not in _MAPS:
+        raise ArchitectureError(
+            f"There is no architecture map for {model_type!r}, so dsee does not know where its heads and neurons are."
+            f"{nearest(model_type, supported())} Mapped: {listed(supported())}. A map is one small file: see "
+            "docs/architectures.md. Tuning without pruning works when target_modules is given."
+        )
+    return _MAPS[model_type]
+
+
+def layers(model: nn.Module) -> list[LayerView]:
+    """Return the transformer layers of a model.
+
+    Args:
+        model: a transformers model, with or without PEFT around it.
+
+    Raises:
+        ArchitectureError: no map, or the model does not look as its map says.
+    """
+    architecture = find(model)
+    try:
+        stack = submodule(base_model(model), architecture.layers)
+    except AttributeError as error:
+        raise ArchitectureError(
+            f"{type(plain_model(model)).__name__} has no {architecture.layers!r}, where the map of "
+            f"{architecture.name!r} expects its layers."
+        ) from error
+    return [LayerView(i, layer, architecture) for i, layer in enumerate(stack)]
+
+
+def structure(model: nn.Module) -> dict[str, list[int]]:
+    """Return heads and neurons of each layer now: ``{"heads": [...], "neurons": [...]}``.
+
+    Args:
+        model: a transformers model with a map.
+    """
+    views = layers(model)
+    return {"heads": [view.heads for view in views], "neurons": [view.neurons for view in views]}

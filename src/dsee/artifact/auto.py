@@ -1,0 +1,122 @@
+"""Cut models as transformers classes of their own, so that the Auto classes load them after ``import dsee``.
+
+A cut BERT has ``model_type`` "dsee_bert" and keeps the class name BertForSequenceClassification. A plain AutoModel, in a
+process that has not imported dsee, stops at the unknown ``model_type`` instead of loading noise into wrong shapes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+
+from dsee.architectures import layers, supported
+from dsee.architectures._registry import CUT_PREFIX
+from dsee.errors import ArtifactError
+from dsee.pruning.plan import LayerPlan
+from dsee.surgery.cut import cut
+
+#: Every Auto class whose models the mapped families have.
+AUTO_CLASSES = (
+    "AutoModel",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForMultipleChoice",
+    "AutoModelForMaskedLM",
+    "AutoModelForCausalLM",
+    "AutoModelForPreTraining",
+)
+
+_CONFIGS: dict[str, type[PretrainedConfig]] = {}
+_MODELS: dict[tuple[str, str], type[PreTrainedModel]] = {}
+
+
+class CutMixin:
+    """Builds the dense model, then shrinks its layers to the shapes stored in the configuration."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        shrink(self, getattr(config, "dsee_structure", None))
+
+
+def shrink(model: Any, structure: Any) -> None:
+    """Give each layer the stored number of heads and neurons; which ones is settled by the weights loaded later.
+
+    Args:
+        model: a freshly built model of a mapped family.
+        structure: ``{"heads": [...], "neurons": [...]}``, one number per layer.
+
+    Raises:
+        ArtifactError: the structure does not fit the model.
+    """
+    views = layers(model)
+    sizes = {"heads": [view.heads for view in views], "neurons": [view.neurons for view in views]}
+    if not isinstance(structure, dict) or set(structure) != set(sizes):
+        raise ArtifactError("config.json: dsee_structure has to hold 'heads' and 'neurons', one number per layer each.")
+    for unit, full in sizes.items():
+        stored = structure[unit]
+        fits = isinstance(stored, list) and len(stored) == len(full) and all(isinstance(n, int) for n in stored)
+        if not fits or not all(1 <= n <= most for n, most in zip(stored, full, strict=True)):
+            raise ArtifactError(f"config.json: dsee_structure[{unit!r}]={stored} does not fit a model with {full}.")
+    cut(
+        model,
+        [
+            LayerPlan(tuple(range(heads, view.heads)), tuple(range(neurons, view.neurons)))
+            for view, heads, neurons in zip(views, structure["heads"], structure["neurons"], strict=True)
+        ],
+    )
+
+
+def config_class(model_type: str) -> type[PretrainedConfig]:
+    """Return the configuration class of cut models of a family.
+
+    Args:
+        model_type: the family, "bert" for example.
+    """
+    return _CONFIGS[model_type]
+
+
+def model_class(model_type: str, name: str) -> type[PreTrainedModel] | None:
+    """Return the class that loads a saved model, or None if the family has no such class.
+
+    Args:
+        model_type: as in ``config.json``, "bert" or "dsee_bert" for example.
+        name: as in ``architectures``, "BertForSequenceClassification" for example.
+    """
+    if model_type.startswith(CUT_PREFIX):
+        return _MODELS.get((model_type, name))
+    found = getattr(transformers, name, None)
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+
+
+def is_cut(model: nn.Module) -> bool:
+    """Whether a transformers model has layers that its stock class could not rebuild."""
+    return getattr(getattr(model, "config", None), "dsee_structure", None) is not None
+
+
+def register_auto_classes() -> None:
+    """Register a configuration and all model classes for each mapped family; a second call does nothing."""
+    for model_type in supported():
+        if model_type in _CONFIGS or model_type not in CONFIG_MAPPING:
+            continue
+        base_config = CONFIG_MAPPING[model_type]
+        name = "Dsee" + base_config.__name__
+        cut_config = type(name, (base_config,), {"model_type": CUT_PREFIX + model_type, "__module__": __name__})
+        _CONFIGS[model_type] = cut_config
+        AutoConfig.register(CUT_PREFIX + model_type, cut_config)
+        for auto_name in AUTO_CLASSES:
+            _register_model(getattr(transformers, auto_name), base_config, cut_config)
+
+
+def _register_model(auto_class: Any, base_config: type, cut_config: Any) -> None:
+    if base_config not in auto_class._model_mapping:
+        return
+    base = auto_class._model_mapping[base_config]
+    key = (cut_config.model_type, base.__name__)
+    if key not in _MODELS:
+        # the name stays, so that ``architectures`` in config.json reads as users know it
+        _MODELS[key] = type(base.__name__, (CutMixin, base), {"config_class": cut_config, "__module__": __name__})
+    auto_class.register(cut_config, _MODELS[key])

@@ -1,0 +1,66 @@
+"""The README.md inside an artifact: what it is and how to load it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dsee.steps import Step
+
+_HEAD = """---
+library_name: dsee
+tags:
+- dsee
+- pruning
+---
+
+# {title}
+
+{summary}
+
+```python
+{code}
+```
+
+"""
+
+_LOAD = """import dsee  # registers the class; without it AutoModel stops at model_type {model_type!r}
+model = dsee.load("this-folder")  # or transformers.{auto}.from_pretrained("this-folder")"""
+
+
+def describe(step: Step) -> str:
+    """Return one line about a step of the history.
+
+    Args:
+        step: as recorded by ``dsee.history``.
+    """
+    name = step["step"]
+    if name == "prune":
+        before, after = step["before"], step["after"]
+        parts = [f"{unit} {sum(before[unit])} -> {sum(after[unit])}" for unit in before]
+        rules = ", ".join(f"{r['rule']} {r['amount']} by {r['score']} per {r['scope']}" for r in step["rules"])
+        return f"{name}: {', '.join(parts)} ({rules})"
+    facts = ", ".join(f"{k} {v}" for k, v in sorted(step.items()) if k not in ("step", "dsee"))
+    return f"{name}: {facts}" if facts else str(name)
+
+
+def card(model: Any, model_type: str, history: list[Step], structure: dict[str, list[int]] | None) -> str:
+    """Return the text of the card.
+
+    Args:
+        model: the transformers model being saved.
+        model_type: the ``model_type`` it is saved under.
+        history: its steps.
+        structure: heads and neurons of each layer.
+    """
+    parameters = sum(p.numel() for p in model.parameters())
+    summary = f"A {type(model).__name__} of {parameters / 1e6:.1f} M parameters, made with dsee."
+    auto = "AutoModel" + ("For" + type(model).__name__.split("For", 1)[1] if "For" in type(model).__name__ else "")
+    text = _HEAD.format(title=f"{type(model).__name__} ({model_type})", summary=summary,
+                        code=_LOAD.format(model_type=model_type, auto=auto))
+    if history:
+        text += "## How it was made\n\n" + "".join(f"{i}. {describe(s)}\n" for i, s in enumerate(history, 1)) + "\n"
+    if structure:
+        text += "## Layers\n\n| layer | heads | neurons |\n| --- | --- | --- |\n"
+        rows = zip(structure["heads"], structure["neurons"], strict=True)
+        text += "".join(f"| {i} | {heads} | {neurons} |\n" for i, (heads, neurons) in enumerate(rows))
+    return text

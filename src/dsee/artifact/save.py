@@ -1,0 +1,88 @@
+"""``dsee.save``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsee.architectures._registry import CUT_PREFIX, plain_model
+from dsee.artifact.atomic import whole_folder
+from dsee.artifact.auto import config_class, is_cut
+from dsee.artifact.card import card
+from dsee.artifact.manifest import Manifest, owned_entries, verify, write_manifest
+from dsee.errors import InputError
+from dsee.steps import history
+from dsee.update.layer import DseeLayer
+
+ADAPTER = "adapter"
+
+
+def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[str, Any] | None = None) -> Path:
+    """Write a model as an artifact: whole or not at all.
+
+    A merged model becomes a plain transformers checkpoint, under a ``model_type`` of its own if its layers were cut. A
+    PeftModel is written as its (pruned) base with the update beside it, and loads as a PeftModel again.
+
+    Args:
+        model: a transformers model or a PeftModel.
+        folder: where to; an artifact that is there is replaced, anything else is left alone.
+        tokenizer: saved along, so that the folder is complete.
+        facts: plain data to keep in the manifest.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: not a transformers model, or one with a merged update.
+        ArtifactError: the folder could not be written; what was there before is untouched.
+    """
+    base = plain_model(model)
+    if not hasattr(base, "save_pretrained") or not hasattr(base, "config"):
+        raise InputError(f"save: a {type(model).__name__} is not a transformers model.")
+    adapted = base is not model
+    if any(isinstance(m, DseeLayer) and m.merged for m in base.modules()):
+        raise InputError("save: an update is merged into the base. Use dsee.merge(model), or model.unmerge_adapter() first.")
+    target = Path(folder)
+    with whole_folder(target, check=lambda path: verify(path) and None, owned=owned_entries) as writing:
+        model_type = _write_base(base, writing)
+        if adapted:
+            model.save_pretrained(writing / ADAPTER)
+            # PEFT's card is a form to fill in; ours says what the model is
+            (writing / ADAPTER / "README.md").unlink(missing_ok=True)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(writing)
+        steps, structure = history(model), getattr(base.config, "dsee_structure", None)
+        (writing / "README.md").write_text(card(base, model_type, steps, structure), encoding="utf-8")
+        kind = "adapted" if adapted else "model"
+        write_manifest(writing, Manifest(kind=kind, history=steps, structure=structure, facts=facts or {}))
+    return target
+
+
+def _write_base(base: Any, folder: Path) -> str:
+    """Write configuration and weights of a transformers model without its updates; return the ``model_type`` used."""
+    config = base.config
+    if is_cut(base) and not config.model_type.startswith(CUT_PREFIX):
+        plain = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "transformers_version")}
+        base.config = config_class(config.model_type)(**plain)
+    try:
+        base.save_pretrained(folder, state_dict=_base_state(base))
+        return str(base.config.model_type)
+    finally:
+        base.config = config
+
+
+def _base_state(base: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of the model as it would be without PEFT: update modules left out, wrappers taken off the names."""
+    inside = {name for name, module in base.named_modules() if isinstance(module, DseeLayer)}
+    state = {}
+    for name, value in base.state_dict().items():
+        parts = name.split(".")
+        if any(part.startswith("dsee_") and ".".join(parts[:i]) in inside for i, part in enumerate(parts)):
+            continue
+        if "modules_to_save" in parts:
+            continue
+        state[".".join(part for part in parts if part not in ("base_layer", "original_module"))] = value
+    return state

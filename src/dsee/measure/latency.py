@@ -1,0 +1,110 @@
+"""Time of one forward pass: percentiles of wall time, and CPU seconds for ratios on a shared machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsee.errors import InputError
+from dsee.measure.sample import sample_inputs
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call.
+
+    Attributes:
+        p50_ms: median wall time.
+        p95_ms: 95th percentile of wall time.
+        cpu_ms: median CPU time of the process, which another job on the machine disturbs less.
+        runs: calls timed.
+        threads: threads torch was allowed.
+    """
+
+    p50_ms: float
+    p95_ms: float
+    cpu_ms: float
+    runs: int
+    threads: int
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def interleaved(
+    calls: dict[str, Callable[[], Any]], *, runs: int = 30, warmup: int = 3, threads: int = 1
+) -> dict[str, Latency]:
+    """Time several variants against each other: A B C A B C ..., so that a busy moment hits them all.
+
+    Args:
+        calls: name -> a call that does the work once.
+        runs: rounds that count.
+        warmup: rounds before.
+        threads: threads for torch; other runtimes have to be set up with as many by the caller.
+
+    Returns:
+        name -> times.
+
+    Raises:
+        InputError: no run asked for.
+    """
+    if runs < 1 or warmup < 0 or threads < 1:
+        raise InputError(f"latency: runs={runs} and threads={threads} have to be at least 1, warmup={warmup} at least 0.")
+    wall: dict[str, list[float]] = {name: [] for name in calls}
+    cpu: dict[str, list[float]] = {name: [] for name in calls}
+    with torch_threads(threads), torch.inference_mode():
+        for round_number in range(warmup + runs):
+            for name, call in calls.items():
+                wall_start, cpu_start = time.perf_counter(), time.process_time()
+                call()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                if round_number >= warmup:
+                    wall[name].append(1e3 * (time.perf_counter() - wall_start))
+                    cpu[name].append(1e3 * (time.process_time() - cpu_start))
+    return {
+        name: Latency(
+            p50_ms=float(np.percentile(wall[name], 50)),
+            p95_ms=float(np.percentile(wall[name], 95)),
+            cpu_ms=float(np.median(cpu[name])),
+            runs=runs,
+            threads=threads,
+        )
+        for name in calls
+    }
+
+
+def latency(
+    model: Any, *, batch: int = 1, sequence: int = 128, runs: int = 30, warmup: int = 3, threads: int = 1
+) -> Latency:
+    """Time a model's forward pass on random tokens, in eval mode.
+
+    Args:
+        model: a transformers model, with or without PEFT around it.
+        batch: sentences.
+        sequence: tokens per sentence.
+        runs: calls that count.
+        warmup: calls before.
+        threads: threads for torch.
+    """
+    inputs = sample_inputs(model, batch, sequence)
+    was_training = model.training
+    model.eval()
+    try:
+        return interleaved({"model": lambda: model(**inputs)}, runs=runs, warmup=warmup, threads=threads)["model"]
+    finally:
+        model.train(was_training)

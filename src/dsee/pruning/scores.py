@@ -1,0 +1,189 @@
+"""Importance of heads and neurons. A score of one's own is one decorated function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from dsee.architectures import LayerView
+from dsee.errors import InputError, OrderError, listed, nearest
+from dsee.pruning.calibration import Batch, first_order
+from dsee.update.layer import DseeLayer
+
+
+@dataclass(frozen=True)
+class ScoreInput:
+    """What a score may look at.
+
+    Attributes:
+        model: the model.
+        layers: its layers, seen through the architecture map.
+        unit: "heads" or "neurons".
+        seed: for scores that draw.
+        calibration: labelled batches, for scores that look at data.
+    """
+
+    model: nn.Module
+    layers: list[LayerView]
+    unit: Literal["heads", "neurons"]
+    seed: int
+    calibration: Iterable[Batch] | None
+
+
+#: A score returns, for each layer, one number per head or neuron, shape (heads,) or (neurons,); large means keep.
+Score = Callable[[ScoreInput], list[torch.Tensor]]
+ScoreT = TypeVar("ScoreT", bound=Score)
+
+_SCORES: dict[str, Score] = {}
+
+
+def register_score(name: str) -> Callable[[ScoreT], ScoreT]:
+    """Make a function available as ``score=name``.
+
+    Args:
+        name: the name used in rules and recipes.
+    """
+
+    def add(score: ScoreT) -> ScoreT:
+        _SCORES[name] = score
+        return score
+
+    return add
+
+
+def scores() -> list[str]:
+    """Return the names of all registered scores, sorted."""
+    return sorted(_SCORES)
+
+
+def check_score(name: str) -> Score:
+    """Return the score of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in _SCORES:
+        raise InputError(f"score={name!r} is not a score.{nearest(name, _SCORES)} Known: {listed(scores())}.")
+    return _SCORES[name]
+
+
+def _base_weight(linear: Any) -> torch.Tensor:
+    """W of a linear with or without an update, (out, in), fp32."""
+    weight = linear.base_weight() if isinstance(linear, DseeLayer) else linear.weight.detach()
+    if not isinstance(linear, DseeLayer) and type(linear).__name__ == "Conv1D":
+        weight = weight.T
+    return weight.float()
+
+
+def _delta(linear: Any) -> torch.Tensor | None:
+    """Sum of the active updates of a linear, (out, in), fp32; None without one."""
+    if not isinstance(linear, DseeLayer):
+        return None
+    deltas = [linear.get_delta_weight(name).float() for name in linear.active_adapters if linear.has_update(name)]
+    if not deltas:
+        return None
+    total = torch.stack(deltas).sum(0)
+    return total.T if linear.transposed else total
+
+
+def _rows(matrix: torch.Tensor, view: LayerView) -> torch.Tensor:
+    """Sum of |entries| over each head's output rows, (heads,)."""
+    return matrix.abs().sum(1).view(-1, view.head_size).sum(1)
+
+
+def _columns(matrix: torch.Tensor, view: LayerView) -> torch.Tensor:
+    """Sum of |entries| over each head's input columns, (heads,)."""
+    return matrix.abs().sum(0).view(-1, view.head_size).sum(1)
+
+
+@register_score("update")
+@torch.no_grad()
+def update_score(given: ScoreInput) -> list[torch.Tensor]:
+    """Sum of |s (U V + S2)|: over a head's query and value rows (DSEE, section 3.3), or over a neuron's row and column.
+
+    Raises:
+        OrderError: the layers in question carry no update.
+    """
+    result = []
+    for view in given.layers:
+        if given.unit == "heads":
+            found = [delta for part in ("query", "value") if (delta := _delta(view.part(part))) is not None]
+            parts = [_rows(delta, view) for delta in found]
+        else:
+            into, out = _delta(view.part("ffn_in")), _delta(view.part("ffn_out"))
+            parts = [] if into is None else [into.abs().sum(1)]
+            parts += [] if out is None else [out.abs().sum(0)]
+        if not parts:
+            where = "query and value" if given.unit == "heads" else "feed-forward"
+            raise OrderError(
+                f"score='update' ranks {given.unit} by their update, but the {where} projections of layer {view.index} "
+                "carry none. Tune first with these among target_modules, or use score='weight' or score='taylor'."
+            )
+        result.append(torch.stack(parts).sum(0))
+    return result
+
+
+def _weight_like(given: ScoreInput, with_update: bool) -> list[torch.Tensor]:
+    def matrix(view: LayerView, part: str) -> torch.Tensor:
+        linear = view.part(part)
+        delta = _delta(linear) if with_update else None
+        return _base_weight(linear) if delta is None else _base_weight(linear) + delta
+
+    result = []
+    for view in given.layers:
+        if given.unit == "heads":
+            total = sum(_rows(matrix(view, part), view) for part in ("query", "key", "value"))
+            result.append(total + _columns(matrix(view, "output"), view))
+        else:
+            result.append(matrix(view, "ffn_in").abs().sum(1) + matrix(view, "ffn_out").abs().sum(0))
+    return result
+
+
+@register_score("weight")
+@torch.no_grad()
+def weight_score(given: ScoreInput) -> list[torch.Tensor]:
+    """Sum of |W| over all the weights that would go."""
+    return _weight_like(given, with_update=False)
+
+
+@register_score("weight+update")
+@torch.no_grad()
+def weight_update_score(given: ScoreInput) -> list[torch.Tensor]:
+    """Sum of |W + dW| over all the weights that would go."""
+    return _weight_like(given, with_update=True)
+
+
+@register_score("random")
+def random_score(given: ScoreInput) -> list[torch.Tensor]:
+    """Uniform noise, the control."""
+    generator = torch.Generator().manual_seed(given.seed)
+    sizes = [view.heads if given.unit == "heads" else view.neurons for view in given.layers]
+    return [torch.rand(size, generator=generator) for size in sizes]
+
+
+@register_score("taylor")
+def taylor_score(given: ScoreInput) -> list[torch.Tensor]:
+    """First-order estimate of the loss that removal costs: mean over examples of |sum of activation x gradient|.
+
+    For a gate g = 1 on a head or neuron, dLoss/dg is that sum (Michel, Levy and Neubig 2019; Molchanov et al. 2017).
+
+    Raises:
+        InputError: no calibration batches, or batches without labels.
+    """
+    if given.calibration is None:
+        raise InputError(
+            "score='taylor' looks at data: pass calibration=, an iterable of batches with labels (a DataLoader of a few "
+            "hundred training examples will do), or use score='weight'."
+        )
+    part = "output" if given.unit == "heads" else "ffn_out"
+    per_feature = first_order(given.model, [view.part(part) for view in given.layers], given.calibration)
+    if given.unit == "neurons":
+        return [contributions.abs().mean(0) for contributions in per_feature]
+    return [
+        contributions.view(contributions.shape[0], -1, view.head_size).sum(2).abs().mean(0)
+        for contributions, view in zip(per_feature, given.layers, strict=True)
+    ]

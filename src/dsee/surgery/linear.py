@@ -1,0 +1,88 @@
+"""Keeping chosen rows or columns of a linear, and of every update on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsee.errors import ArchitectureError
+from dsee.update.layer import DseeLayer
+from dsee.update.sparse_delta import SparseDelta
+
+
+def _replace(module: nn.Module, name: str, data: torch.Tensor) -> None:
+    """Put a smaller tensor in a parameter's place; optimizers that know the old one have to be made afresh."""
+    old = getattr(module, name)
+    setattr(module, name, nn.Parameter(data.clone().contiguous(), requires_grad=old.requires_grad))
+
+
+def _select_base(base: Any, keep: torch.Tensor, dim: int) -> None:
+    """Keep rows (dim 0) or columns (dim 1), in (out, in) orientation, of a bare linear."""
+    keep = keep.to(base.weight.device)
+    if isinstance(base, nn.Linear):
+        _replace(base, "weight", base.weight.data.index_select(dim, keep))
+        if dim == 0:
+            base.out_features = keep.numel()
+        else:
+            base.in_features = keep.numel()
+    elif type(base).__name__ == "Conv1D":
+        _replace(base, "weight", base.weight.data.index_select(1 - dim, keep))
+        setattr(base, "nf" if dim == 0 else "nx", keep.numel())
+    else:
+        raise ArchitectureError(
+            f"A {type(base).__name__} cannot be cut: only Linear and Conv1D can. Load the model without quantisation, "
+            "prune, merge, and quantise the result."
+        )
+    if dim == 0 and base.bias is not None:
+        _replace(base, "bias", base.bias.data[keep])
+
+
+def _reindexed(sparse: SparseDelta, keep: torch.Tensor, dim: int) -> SparseDelta | None:
+    """S2 on the smaller matrix: entries in removed rows or columns go, the others get new positions."""
+    sizes = [sparse.out_features, sparse.in_features]
+    keep = keep.to(sparse.indices.device)
+    new_place = torch.full((sizes[dim],), -1, dtype=torch.int64, device=keep.device)
+    new_place[keep] = torch.arange(keep.numel(), device=keep.device)
+    places = list(sparse.rows_and_columns())
+    places[dim] = new_place[places[dim]]
+    stays = places[dim] >= 0
+    if not stays.any():
+        return None
+    sizes[dim] = keep.numel()
+    # kept rows and columns are in ascending order, so the positions stay sorted and the values need no reordering
+    smaller = SparseDelta((places[0] * sizes[1] + places[1])[stays], sizes[0], sizes[1])
+    smaller.weight = nn.Parameter(sparse.weight.data[stays].clone(), requires_grad=sparse.weight.requires_grad)
+    return smaller.to(sparse.weight.device)
+
+
+def _select_updates(layer: DseeLayer, keep: torch.Tensor, dim: int) -> None:
+    factors = layer.dsee_U if dim == 0 else layer.dsee_V
+    for factor in factors.values():
+        _select_base(factor, keep, dim)
+    for name in list(layer.dsee_S):
+        smaller = _reindexed(layer.dsee_S[name], keep, dim)
+        if smaller is None:
+            del layer.dsee_S[name]
+        else:
+            layer.dsee_S[name] = smaller
+
+
+def select(linear: Any, keep: torch.Tensor, dim: int) -> None:
+    """Keep some outputs (dim 0) or inputs (dim 1) of a linear, W, U, V and S2 alike.
+
+    Args:
+        linear: Linear or Conv1D, with or without updates.
+        keep: int64, ascending indices of what stays.
+        dim: 0 for output rows, 1 for input columns, in (out, in) orientation.
+
+    Raises:
+        ArchitectureError: the weight is of a kind that cannot be cut.
+    """
+    if isinstance(linear, DseeLayer):
+        # the base first: if it refuses, nothing has been changed
+        _select_base(linear.get_base_layer(), keep, dim)
+        _select_updates(linear, keep, dim)
+    else:
+        _select_base(linear, keep, dim)

@@ -1,0 +1,99 @@
+"""Merging the update into the weights, with a stated policy about zeros."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dsee.errors import InputError, OrderError, nearest
+from dsee.steps import record
+from dsee.update.layer import DseeLayer
+
+Policy = Literal["masked", "dense", "error"]
+POLICIES: tuple[str, ...] = ("masked", "dense", "error")
+
+#: A pre-trained matrix has no zeros to speak of; from this share on they are taken for a mask.
+MASK_FROM = 0.01
+
+
+def merge(model: Any, policy: Policy = "masked") -> Any:
+    """Return a plain transformers model with the active update merged into its weights.
+
+    Removed heads and neurons commute with merging, so there the merge is exact. A base with zeros is another matter:
+    dW is dense, and adding it would wipe them out.
+
+    Args:
+        model: a PeftModel with a DSEE update. Its base is changed in place and returned, as by ``merge_and_unload``.
+        policy: "masked" keeps every zero of a sparse matrix and warns of the part of dW it drops there; "dense" is exact
+            and warns of the zeros it destroys; "error" refuses to merge into a sparse matrix.
+
+    Returns:
+        The transformers model, without PEFT.
+
+    Raises:
+        OrderError: nothing to merge, or ``policy="error"`` and a matrix is sparse.
+        InputError: an unknown policy.
+    """
+    if policy not in POLICIES:
+        raise InputError(f"policy={policy!r} is unknown.{nearest(policy, POLICIES)} Use one of {', '.join(POLICIES)}.")
+    if not isinstance(model, nn.Module) or not any(isinstance(m, DseeLayer) for m in model.modules()):
+        raise OrderError("merge: this model carries no DSEE update. Tune one first, or save the model as it is.")
+    masks = {name: mask for name, mask in _masks(model).items() if mask is not None}
+    if masks and policy == "error":
+        raise OrderError(f"merge: {len(masks)} matrices hold zeros that merging would destroy (first: {next(iter(masks))}).")
+    dropped = _dropped_share(model, masks) if masks else 0.0
+    before = _zeros(model)
+    merged = model.merge_and_unload(safe_merge=True)
+    if policy == "masked":
+        _apply(merged, masks)
+    after = _zeros(merged)
+    if masks and policy == "dense":
+        warnings.warn(f"merge: zeros fell from {before:.1%} to {after:.1%} of the matrices' weights.", stacklevel=2)
+    elif masks:
+        warnings.warn(f"merge: every zero kept; {dropped:.1%} of the update's norm lay on zeros and was dropped.", stacklevel=2)
+    merged.requires_grad_(False)
+    record(merged, "merge", policy=policy, zeros_before=round(before, 6), zeros_after=round(after, 6))
+    return merged
+
+
+def _masks(model: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Layer name in the base model -> where its weight is not zero; None for a dense one."""
+    result: dict[str, torch.Tensor | None] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, DseeLayer):
+            weight = module.get_base_layer().weight.data
+            kept = weight != 0
+            sparse = not module.merged and 1.0 - kept.float().mean().item() >= MASK_FROM
+            result[name.removeprefix("base_model.model.")] = kept if sparse else None
+    return result
+
+
+def _dropped_share(model: nn.Module, masks: dict[str, torch.Tensor]) -> float:
+    """Norm of dW on the zeros over the norm of dW, over all sparse matrices."""
+    lost = total = 0.0
+    for name, module in model.named_modules():
+        mask = masks.get(name.removeprefix("base_model.model."))
+        if mask is None or not isinstance(module, DseeLayer):
+            continue
+        for adapter in module.active_adapters:
+            if module.has_update(adapter):
+                delta = module.get_delta_weight(adapter).float()
+                lost += float((delta * ~mask).square().sum())
+                total += float(delta.square().sum())
+    return float((lost / total) ** 0.5) if total else 0.0
+
+
+def _apply(model: nn.Module, masks: dict[str, torch.Tensor]) -> None:
+    for name, mask in masks.items():
+        weight: Any = model.get_submodule(name).weight
+        weight.data.mul_(mask)
+
+
+def _zeros(model: nn.Module) -> float:
+    """Share of exact zeros in the weights of all linears."""
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+    count = sum(w.numel() for w in weights)
+    return sum(int((w == 0).sum()) for w in weights) / count if count else 0.0

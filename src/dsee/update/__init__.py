@@ -1,0 +1,8 @@
+"""The update dW = s (U V + S2) as a PEFT tuner."""
+
+from dsee.update.config import DseeConfig, DseePeftType
+from dsee.update.layer import DseeLayer, DseeLinear
+from dsee.update.model import DseeModel
+from dsee.update.sparse_delta import SparseDelta
+
+__all__ = ["DseeConfig", "DseeLayer", "DseeLinear", "DseeModel", "DseePeftType", "SparseDelta"]

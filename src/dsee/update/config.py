@@ -1,0 +1,114 @@
+"""The configuration of an update, in PEFT's own grammar."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+
+from dsee.errors import InputError
+from dsee.support._registry import check_rule
+
+
+class DseePeftType(str, enum.Enum):
+    """The key under which PEFT finds this method; a one-member enum because PEFT's own is closed to outsiders."""
+
+    DSEE = "DSEE"
+
+
+@dataclass
+class DseeConfig(PeftConfig):
+    """What is trained: dW = s (U V + S2), s = alpha / r, for each target matrix.
+
+    ``r=0`` trains S2 alone (then s = 1), ``n_sparse=0`` is plain LoRA; both 0 is an error. Fields that PEFT already has
+    keep PEFT's meaning.
+
+    Attributes:
+        target_modules: names (matched as suffixes), a regular expression, "all-linear", or None for the family's default.
+        r: rank of U V.
+        alpha: the update is scaled by alpha / r.
+        n_sparse: N, the number of trained entries of S2 per matrix.
+        support: the rule that chooses where S2 may be non-zero; ``dsee.support.rules()`` lists them.
+        seed: seeds the choice of the support and nothing else.
+        dropout: dropout on the update's input.
+        rank_pattern: module name (or regular expression) -> r for that module.
+        alpha_pattern: module name -> alpha.
+        n_sparse_pattern: module name -> N; pruning writes the actual sizes here.
+        exclude_modules: names or a regular expression of modules to leave alone.
+        modules_to_save: modules trained in full and saved with the update, such as a task head.
+        layers_to_transform: layer indices to adapt; None for all.
+        layers_pattern: name of the layer list, if it is an unusual one.
+        bias: "none", "all" or "dsee_only".
+        init_weights: False gives a random, non-zero update, which only tests want.
+        support_stored: written by ``save_pretrained``: the positions come with the weights and are not searched again.
+
+    Raises:
+        InputError: a field out of its range.
+    """
+
+    target_modules: list[str] | set[str] | str | None = field(default=None)
+    r: int = field(default=8)
+    alpha: float = field(default=32.0)
+    n_sparse: int = field(default=64)
+    support: str = field(default="grebsmo")
+    seed: int = field(default=0)
+    dropout: float = field(default=0.0)
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    n_sparse_pattern: dict[str, int] = field(default_factory=dict)
+    exclude_modules: list[str] | set[str] | str | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)
+    layers_to_transform: list[int] | int | None = field(default=None)
+    layers_pattern: list[str] | str | None = field(default=None)
+    bias: str = field(default="none")
+    init_weights: bool = field(default=True)
+    support_stored: bool = field(default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = DseePeftType.DSEE
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("r", "n_sparse"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise InputError(f"{name}={value!r} has to be a whole number, 0 or more.")
+        if self.r == 0 and self.n_sparse == 0 and not any([*self.rank_pattern.values(), *self.n_sparse_pattern.values()]):
+            raise InputError("r=0 and n_sparse=0 leave nothing to train. Set r for the low-rank part, n_sparse for S2.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"dropout={self.dropout} is out of range: it lies in [0, 1).")
+        if self.alpha <= 0:
+            raise InputError(f"alpha={self.alpha} has to be positive: the update is scaled by alpha / r.")
+        if self.bias not in ("none", "all", "dsee_only"):
+            raise InputError(f"bias={self.bias!r} is unknown. Use 'none', 'all' or 'dsee_only'.")
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise InputError("layers_to_transform needs target_modules as a list of names, not a regular expression.")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise InputError("layers_pattern says where layers_to_transform counts; set layers_to_transform too.")
+        check_rule(self.support)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; sets become sorted lists, so that the same configuration gives the same file."""
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
+        plain["peft_type"] = DseePeftType.DSEE.value
+        return plain
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write ``adapter_config.json``, stating that the support is stored beside it.
+
+        Args:
+            save_directory: the folder, made if missing.
+            **kwargs: passed on to PEFT.
+        """
+        fresh, self.support_stored = self.support_stored, True
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.support_stored = fresh
