@@ -21,10 +21,10 @@ from dsee.errors import (
 
 if TYPE_CHECKING:
     from dsee.artifact import load, save
-    from dsee.steps import history
     from dsee.measure import flops, latency, parameters, summary
     from dsee.pruning import Heads, Neurons
     from dsee.runtime import export_onnx
+    from dsee.steps import history
     from dsee.surgery import merge, prune
     from dsee.update import DseeConfig, DseeModel
 

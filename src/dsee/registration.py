@@ -22,11 +22,15 @@ def register() -> None:
 
     versions = SpecifierSet(",".join(PEFT_VERSIONS))
     if not versions.contains(Version(peft.__version__), prereleases=True):
-        raise DseeError(f"dsee needs peft{versions}, found {peft.__version__}. Install it with: pip install 'peft{versions}'")
+        raise DseeError(
+            f"dsee needs peft{versions}, found {peft.__version__}. Install it with: pip install 'peft{versions}'"
+        )
     key = DseePeftType.DSEE
     taken = mapping.PEFT_TYPE_TO_CONFIG_MAPPING.get(key)
     if taken is not None and taken is not DseeConfig:
-        raise DseeError(f"Another package has registered the PEFT method 'DSEE' ({taken.__module__}); use only one of them.")
+        raise DseeError(
+            f"Another package has registered the PEFT method 'DSEE' ({taken.__module__}); use only one of them."
+        )
     mapping.PEFT_TYPE_TO_CONFIG_MAPPING[key] = DseeConfig
     mapping.PEFT_TYPE_TO_TUNER_MAPPING[key] = DseeModel
     mapping.PEFT_TYPE_TO_PREFIX_MAPPING[key] = DseeModel.prefix

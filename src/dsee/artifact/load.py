@@ -37,7 +37,9 @@ def load(folder: str | Path, *, trainable: bool = False, **kwargs: Any) -> Any:
     heal(folder)
     manifest = verify(folder, read_manifest(folder))
     if manifest.kind == "onnx":
-        raise InputError(f"{folder} holds an ONNX model. Use dsee.runtime.OnnxModel(folder), or `dsee predict`.")
+        raise InputError(
+            f"{folder} holds an ONNX model. Use dsee.runtime.OnnxModel(folder), or `dsee predict`."
+        )
     model = _load_base(folder, kwargs)
     if manifest.kind == "adapted":
         model = PeftModel.from_pretrained(model, str(folder / ADAPTER), is_trainable=trainable)
@@ -51,7 +53,9 @@ def _load_base(folder: Path, kwargs: dict[str, Any]) -> Any:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type, name = str(config["model_type"]), str(config["architectures"][0])
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ArtifactError(f"{folder / 'config.json'} does not describe a model ({error!r}). Save it again.") from error
+        raise ArtifactError(
+            f"{folder / 'config.json'} does not describe a model ({error!r}). Save it again."
+        ) from error
     found = model_class(model_type, name)
     if found is None:
         raise ArtifactError(

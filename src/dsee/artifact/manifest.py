@@ -68,7 +68,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         manifest: its other fields.
     """
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
-    files = {p.relative_to(folder).as_posix(): FileEntry(bytes=p.stat().st_size, sha256=sha256(p)) for p in paths}
+    files = {
+        p.relative_to(folder).as_posix(): FileEntry(bytes=p.stat().st_size, sha256=sha256(p)) for p in paths
+    }
     text = manifest.model_copy(update={"files": files}).model_dump(mode="json")
     (folder / NAME).write_text(json.dumps(text, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -96,7 +98,9 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not valid JSON ({error}): the file is damaged. Copy or save it again.") from error
+        raise ArtifactError(
+            f"{path} is not valid JSON ({error}): the file is damaged. Copy or save it again."
+        ) from error
     version = content.get("format") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise ArtifactError(
@@ -108,7 +112,9 @@ def read_manifest(folder: str | Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path} is damaged: {where or 'content'}: {first['msg']}. Copy or save it again.") from error
+        raise ArtifactError(
+            f"{path} is damaged: {where or 'content'}: {first['msg']}. Copy or save it again."
+        ) from error
 
 
 def verify(folder: str | Path, manifest: Manifest | None = None) -> Manifest:
@@ -129,15 +135,23 @@ def verify(folder: str | Path, manifest: Manifest | None = None) -> Manifest:
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise ArtifactError(f"{folder / NAME} names {name!r}, outside the folder: the manifest is hostile or damaged.")
+            raise ArtifactError(
+                f"{folder / NAME} names {name!r}, outside the folder: the manifest is hostile or damaged."
+            )
         if not path.is_file():
-            raise ArtifactError(f"{path} is missing from the artifact. Copy the folder again, or save the model again.")
+            raise ArtifactError(
+                f"{path} is missing from the artifact. Copy the folder again, or save the model again."
+            )
         size = path.stat().st_size
         if size != entry.bytes:
             word = "truncated" if size < entry.bytes else "longer than it was"
-            raise ArtifactError(f"{path} is {word}: {size} bytes instead of {entry.bytes}. Copy or save it again.")
+            raise ArtifactError(
+                f"{path} is {word}: {size} bytes instead of {entry.bytes}. Copy or save it again."
+            )
         if sha256(path) != entry.sha256:
-            raise ArtifactError(f"{path} has other bytes than were saved (SHA-256 differs): it is damaged. Copy it again.")
+            raise ArtifactError(
+                f"{path} has other bytes than were saved (SHA-256 differs): it is damaged. Copy it again."
+            )
     return manifest
 
 

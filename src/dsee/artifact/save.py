@@ -20,7 +20,9 @@ from dsee.update.layer import DseeLayer
 ADAPTER = "adapter"
 
 
-def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[str, Any] | None = None) -> Path:
+def save(
+    model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[str, Any] | None = None
+) -> Path:
     """Write a model as an artifact: whole or not at all.
 
     A merged model becomes a plain transformers checkpoint, under a ``model_type`` of its own if its layers were cut. A
@@ -44,7 +46,9 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
         raise InputError(f"save: a {type(model).__name__} is not a transformers model.")
     adapted = base is not model
     if any(isinstance(m, DseeLayer) and m.merged for m in base.modules()):
-        raise InputError("save: an update is merged into the base. Use dsee.merge(model), or model.unmerge_adapter() first.")
+        raise InputError(
+            "save: an update is merged into the base. Use dsee.merge(model), or model.unmerge_adapter() first."
+        )
     target = Path(folder)
     with whole_folder(target, check=lambda path: verify(path) and None, owned=owned_entries) as writing:
         model_type = _write_base(base, writing)

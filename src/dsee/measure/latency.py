@@ -63,7 +63,9 @@ def interleaved(
         InputError: no run asked for.
     """
     if runs < 1 or warmup < 0 or threads < 1:
-        raise InputError(f"latency: runs={runs} and threads={threads} have to be at least 1, warmup={warmup} at least 0.")
+        raise InputError(
+            f"latency: runs={runs} and threads={threads} have to be at least 1, warmup={warmup} at least 0."
+        )
     wall: dict[str, list[float]] = {name: [] for name in calls}
     cpu: dict[str, list[float]] = {name: [] for name in calls}
     with torch_threads(threads), torch.inference_mode():
@@ -105,6 +107,8 @@ def latency(
     was_training = model.training
     model.eval()
     try:
-        return interleaved({"model": lambda: model(**inputs)}, runs=runs, warmup=warmup, threads=threads)["model"]
+        return interleaved({"model": lambda: model(**inputs)}, runs=runs, warmup=warmup, threads=threads)[
+            "model"
+        ]
     finally:
         model.train(was_training)

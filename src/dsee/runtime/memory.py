@@ -11,6 +11,9 @@ from pathlib import Path
 
 from dsee.errors import DseeError
 
+#: ``dsee_command`` first: its presence keeps ``import dsee`` light, so that an ONNX model is measured without torch.
+CHILD = "import dsee_command, sys; from dsee.runtime.memory_child import main; main(*sys.argv[1:])"
+
 
 @dataclass(frozen=True)
 class PeakMemory:
@@ -55,7 +58,7 @@ def peak_memory(folder: str | Path, *, batch: int = 1, sequence: int = 128) -> P
     Raises:
         DseeError: the process failed; its last words are in the message.
     """
-    command = [sys.executable, "-m", "dsee.runtime.memory_child", str(folder), str(batch), str(sequence)]
+    command = [sys.executable, "-c", CHILD, str(folder), str(batch), str(sequence)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - our own module
     if done.returncode != 0:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 
-# ``python -m`` imports the package first; the ONNX runner needs neither torch nor the registration
-import dsee_command  # noqa: F401 - its presence keeps ``import dsee`` light
 
+def main(folder: str, batch: str, sequence: str) -> None:
+    """Load, run once, print ``{"imports": bytes, "peak": bytes}``.
 
-def main(folder: str, batch: int, sequence: int) -> None:
-    """Load, run once, print ``{"imports": bytes, "peak": bytes}``."""
+    Args:
+        folder: the artifact.
+        batch: sentences, as written on the command line.
+        sequence: tokens per sentence, likewise.
+    """
     from dsee.artifact.manifest import read_manifest
     from dsee.runtime.memory import resident_peak
 
@@ -19,21 +22,17 @@ def main(folder: str, batch: int, sequence: int) -> None:
 
         imports = resident_peak()
         onnx_model = OnnxModel(folder)
-        onnx_model.run(onnx_model.sample(batch, sequence))
+        onnx_model.run(onnx_model.sample(int(batch), int(sequence)))
     else:
         import torch
 
-        import dsee
         from dsee.measure.sample import sample_inputs
         from dsee.registration import register
+        from dsee.runtime.merged import load_merged
 
         register()
         imports = resident_peak()
-        model = dsee.load(folder)
+        model = load_merged(folder)
         with torch.inference_mode():
-            model(**sample_inputs(model, batch, sequence))
+            model(**sample_inputs(model, int(batch), int(sequence)))
     sys.stdout.write(json.dumps({"imports": imports, "peak": resident_peak()}) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

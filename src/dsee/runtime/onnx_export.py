@@ -84,7 +84,9 @@ def export_onnx(
         facts = {"precision": quantize or "fp32", "opset": OPSET, "logit_error": error, "max_length": limit}
         (writing / "README.md").write_text(card(type(model).__name__, facts, labels), encoding="utf-8")
         structure = getattr(model.config, "dsee_structure", None)
-        write_manifest(writing, Manifest(kind="onnx", history=history(model), structure=structure, facts=facts))
+        write_manifest(
+            writing, Manifest(kind="onnx", history=history(model), structure=structure, facts=facts)
+        )
     return target
 
 
@@ -124,7 +126,9 @@ class _Logits(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         output = self.model(input_ids=input_ids, attention_mask=attention_mask)
         if "logits" not in output:
-            raise InputError(f"export_onnx: {type(self.model).__name__} returns no logits. Export a model with a task head.")
+            raise InputError(
+                f"export_onnx: {type(self.model).__name__} returns no logits. Export a model with a task head."
+            )
         logits: torch.Tensor = output["logits"]
         return logits
 
@@ -162,7 +166,9 @@ def _quantize(path: Path) -> None:
         # shapes noted by the exporter stay behind when the quantiser reorders products, and then contradict its own
         del graph.graph.value_info[:]
         onnx.save(graph, str(prepared))
-        quantize_dynamic(str(prepared), str(small), weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
+        quantize_dynamic(
+            str(prepared), str(small), weight_type=QuantType.QInt8, per_channel=True, reduce_range=True
+        )
     finally:
         logging.getLogger().setLevel(level)
         prepared.unlink(missing_ok=True)
@@ -171,7 +177,9 @@ def _quantize(path: Path) -> None:
 
 def _write_tokenizer(tokenizer: Any, path: Path, limit: int) -> None:
     if not getattr(tokenizer, "is_fast", False):
-        raise InputError(f"{type(tokenizer).__name__} is not a fast tokenizer; load it with AutoTokenizer(use_fast=True).")
+        raise InputError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer; load it with AutoTokenizer(use_fast=True)."
+        )
     from tokenizers import Tokenizer
 
     stored = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

@@ -42,7 +42,9 @@ class OnnxModel:
         self.folder = Path(folder)
         manifest = verify(self.folder)
         if manifest.kind != "onnx":
-            raise ArtifactError(f"{folder} is not an ONNX export but a {manifest.kind!r} artifact. Use dsee.load for it.")
+            raise ArtifactError(
+                f"{folder} is not an ONNX export but a {manifest.kind!r} artifact. Use dsee.load for it."
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -87,7 +89,9 @@ class OnnxModel:
         if self._tokenizer is None:
             path = self.folder / TOKENIZER
             if not path.is_file():
-                raise InputError(f"{self.folder} was exported without a tokenizer. Export again with tokenizer=.")
+                raise InputError(
+                    f"{self.folder} was exported without a tokenizer. Export again with tokenizer=."
+                )
             from tokenizers import Tokenizer
 
             self._tokenizer = Tokenizer.from_file(str(path))

@@ -38,12 +38,18 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
         InputError: an unknown policy.
     """
     if policy not in POLICIES:
-        raise InputError(f"policy={policy!r} is unknown.{nearest(policy, POLICIES)} Use one of {', '.join(POLICIES)}.")
+        raise InputError(
+            f"policy={policy!r} is unknown.{nearest(policy, POLICIES)} Use one of {', '.join(POLICIES)}."
+        )
     if not isinstance(model, nn.Module) or not any(isinstance(m, DseeLayer) for m in model.modules()):
-        raise OrderError("merge: this model carries no DSEE update. Tune one first, or save the model as it is.")
+        raise OrderError(
+            "merge: this model carries no DSEE update. Tune one first, or save the model as it is."
+        )
     masks = {name: mask for name, mask in _masks(model).items() if mask is not None}
     if masks and policy == "error":
-        raise OrderError(f"merge: {len(masks)} matrices hold zeros that merging would destroy (first: {next(iter(masks))}).")
+        raise OrderError(
+            f"merge: {len(masks)} matrices hold zeros that merging would destroy (first: {next(iter(masks))})."
+        )
     dropped = _dropped_share(model, masks) if masks else 0.0
     before = _zeros(model)
     merged = model.merge_and_unload(safe_merge=True)
@@ -51,9 +57,14 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
         _apply(merged, masks)
     after = _zeros(merged)
     if masks and policy == "dense":
-        warnings.warn(f"merge: zeros fell from {before:.1%} to {after:.1%} of the matrices' weights.", stacklevel=2)
+        warnings.warn(
+            f"merge: zeros fell from {before:.1%} to {after:.1%} of the matrices' weights.", stacklevel=2
+        )
     elif masks:
-        warnings.warn(f"merge: every zero kept; {dropped:.1%} of the update's norm lay on zeros and was dropped.", stacklevel=2)
+        warnings.warn(
+            f"merge: every zero kept; {dropped:.1%} of the update's norm lay on zeros and was dropped.",
+            stacklevel=2,
+        )
     merged.requires_grad_(False)
     record(merged, "merge", policy=policy, zeros_before=round(before, 6), zeros_after=round(after, 6))
     return merged

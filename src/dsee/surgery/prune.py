@@ -9,10 +9,10 @@ from torch import nn
 
 from dsee.architectures import structure
 from dsee.errors import InputError
-from dsee.steps import record
 from dsee.pruning.calibration import Batch
 from dsee.pruning.plan import LayerPlan, plan_for
 from dsee.pruning.rules import Rule
+from dsee.steps import record
 from dsee.surgery.cut import cut
 
 
@@ -35,7 +35,9 @@ class PruneReport:
         for unit in ("heads", "neurons"):
             was, now = self.before[unit], self.after[unit]
             layerwise = " ".join(str(n) for n in now)
-            lines.append(f"{unit}: {sum(was)} -> {sum(now)} ({1 - sum(now) / sum(was):.1%} removed; by layer: {layerwise})")
+            lines.append(
+                f"{unit}: {sum(was)} -> {sum(now)} ({1 - sum(now) / sum(was):.1%} removed; by layer: {layerwise})"
+            )
         return "\n".join(lines)
 
 

@@ -24,7 +24,9 @@ class DseeModel(BaseTuner):
 
     prefix: str = "dsee_"
     tuner_layer_cls = DseeLayer
-    target_module_mapping = dict(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | architectures.default_targets()
+    target_module_mapping = (
+        dict(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | architectures.default_targets()
+    )
 
     def _prepare_model(self, peft_config: DseeConfig, model: nn.Module) -> None:
         """Refuse a target name that fits no layer, which PEFT passes over in silence if another one fits."""
@@ -96,7 +98,9 @@ class DseeModel(BaseTuner):
             yield
             return
         if self.training:
-            raise InputError("adapter_names is for inference: call model.eval() first, or train one adapter at a time.")
+            raise InputError(
+                "adapter_names is for inference: call model.eval() first, or train one adapter at a time."
+            )
         unknown = sorted(set(names) - set(self.peft_config) - {"__base__"})
         if unknown:
             raise InputError(
@@ -104,7 +108,9 @@ class DseeModel(BaseTuner):
                 f"Loaded: {listed(sorted(self.peft_config))}."
             )
 
-        def add_names(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def add_names(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return args, kwargs | {"adapter_names": names}
 
         hooks = [
@@ -127,4 +133,3 @@ def _refuse_masked_base(base: nn.Module, key: str) -> None:
             "update would be lost. Make the pruning permanent first: torch.nn.utils.prune.remove(module, 'weight') or "
             "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')."
         )
-

@@ -43,7 +43,9 @@ class SparseDelta(nn.Module):
         """
         super().__init__()
         known = positions[positions >= 0]
-        if known.numel() and (int(known.max()) >= out_features * in_features or known.unique().numel() != known.numel()):
+        if known.numel() and (
+            int(known.max()) >= out_features * in_features or known.unique().numel() != known.numel()
+        ):
             raise InputError(
                 f"The support has positions that occur twice or lie outside the {out_features} x {in_features} matrix."
             )
@@ -105,7 +107,9 @@ class SparseDelta(nn.Module):
     def dense(self) -> torch.Tensor:
         """Return S2 as an (out, in) matrix, for merging and for oracles."""
         self.check()
-        flat = torch.zeros(self.out_features * self.in_features, dtype=self.weight.dtype, device=self.weight.device)
+        flat = torch.zeros(
+            self.out_features * self.in_features, dtype=self.weight.dtype, device=self.weight.device
+        )
         flat[self.indices.to(torch.int64)] = self.weight.detach()
         return flat.view(self.out_features, self.in_features)
 

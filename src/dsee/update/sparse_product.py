@@ -33,7 +33,12 @@ class _AddSparseProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, y: torch.Tensor, x: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+        ctx: Any,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        values: torch.Tensor,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
     ) -> torch.Tensor:
         cast = values.to(x.dtype)
         _add_gathered(y, rows, x, columns, cast)

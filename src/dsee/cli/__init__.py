@@ -1,0 +1,1 @@
+"""The ``dsee`` command: one file per verb. Importing it loads neither torch nor transformers."""

@@ -1,0 +1,84 @@
+"""The command, its verbs, its exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from dsee._version import __version__
+from dsee.cli.demo import demo
+from dsee.cli.inspect import inspect
+from dsee.cli.predict import predict
+from dsee.cli.run import run
+from dsee.errors import DseeError
+
+#: 128 + SIGINT, as shells have it.
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="dsee",
+    help="Tune a pre-trained transformer with a low-rank plus sparse update, prune it, and ship a small, faster model.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 stopped by Ctrl-C.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dsee {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+app.command(epilog="Example: dsee run recipe.yaml")(run)
+app.command(epilog="Example: dsee demo --output demo")(demo)
+app.command(epilog='Example: dsee predict demo/onnx-int8 "a quietly moving film"')(predict)
+app.command(epilog="Example: dsee inspect demo/model")(inspect)
+
+
+def main() -> None:
+    """Run the command and exit with its code.
+
+    One clear message for what dsee understands; a traceback only on request (``DSEE_TRACEBACK=1``).
+    """
+    try:
+        app()
+    except DseeError as error:
+        if os.environ.get("DSEE_TRACEBACK"):
+            raise
+        _say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say("stopped. Finished stages are kept: the same command goes on from the last one.")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of our output has gone, as with `| head`; Python would complain once more while closing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("DSEE_TRACEBACK"):
+            raise
+        _say(
+            f"unexpected error: {type(error).__name__}: {error}\n"
+            "This is a fault in dsee. DSEE_TRACEBACK=1 shows where; please report it with that output."
+        )
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

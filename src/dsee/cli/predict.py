@@ -1,0 +1,124 @@
+"""``dsee predict``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dsee.errors import InputError
+
+
+def predict(
+    folder: Annotated[
+        Path, typer.Argument(help="An artifact, an ONNX folder, or the folder of a run.", metavar="FOLDER")
+    ],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Sentences to classify.", metavar="[TEXT]...")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", "-f", help="Text file, one sentence a line; or a CSV, TSV, JSON Lines or Parquet table."
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Column of the table that holds the sentences.")] = "text",
+    batch_size: Annotated[int, typer.Option(help="Sentences at a time.", min=1)] = 32,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line, with all probabilities.")
+    ] = False,
+) -> None:
+    """Classify sentences. Prints label, probability and sentence, separated by tabs.
+
+    An ONNX folder is run by onnxruntime alone: neither torch nor transformers is loaded.
+    """
+    from dsee.cli.folders import artifact_in
+
+    sentences = _sentences(texts or [], file, column)
+    labels, logits = _model(artifact_in(folder))
+    for start in range(0, len(sentences), batch_size):
+        chunk = sentences[start : start + batch_size]
+        for text, row in zip(chunk, _softmax(logits(chunk)), strict=True):
+            best = int(row.argmax())
+            if as_json:
+                scores = {label: round(float(p), 6) for label, p in zip(labels, row, strict=True)}
+                typer.echo(
+                    json.dumps({"text": text, "label": labels[best], "scores": scores}, ensure_ascii=False)
+                )
+            else:
+                typer.echo(f"{labels[best]}\t{row[best]:.4f}\t{text}")
+
+
+def _sentences(texts: list[str], file: Path | None, column: str) -> list[str]:
+    if file is not None and texts:
+        raise InputError("predict: give sentences or --file, not both.")
+    if file is not None:
+        texts = list(_from_file(file, column))
+    if not texts:
+        raise InputError("predict: nothing to classify. Give sentences, or --file.")
+    return texts
+
+
+def _from_file(path: Path, column: str) -> Iterator[str]:
+    from dsee.tasks.places import existing_file
+    from dsee.tasks.table import SUFFIXES, check_utf8, read_table, require_column
+
+    path = existing_file(str(path), Path())
+    if path.suffix.lower() in SUFFIXES:
+        table = read_table(path)
+        require_column(table, column, path, "--column")
+        yield from (str(value) for value in table[column])
+        return
+    check_utf8(path)
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            raise InputError(
+                f"{path}, line {number} is blank, so answers would no longer match lines. Remove it."
+            )
+        yield line
+
+
+def _softmax(logits: Any) -> Any:
+    import numpy as np
+
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def _model(folder: Path) -> tuple[list[str], Callable[[list[str]], Any]]:
+    """Labels and a function from sentences to logits."""
+    from dsee.artifact.manifest import read_manifest
+
+    if read_manifest(folder).kind == "onnx":
+        from dsee.runtime.onnx_model import OnnxModel
+
+        onnx_model = OnnxModel(folder)
+        return onnx_model.labels, onnx_model.logits
+    from dsee.cli.terminal import quiet_libraries
+
+    quiet_libraries()
+    import torch
+    from transformers import AutoTokenizer
+
+    from dsee.artifact.load import load
+    from dsee.registration import register
+
+    register()
+    model = load(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder} holds no tokenizer: save with dsee.save(..., tokenizer=tokenizer)."
+        ) from error
+    names = model.config.id2label
+
+    def logits(texts: list[str]) -> Any:
+        encoded = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            return model(**encoded).logits.float().numpy()
+
+    return [str(names[i]) for i in sorted(names)], logits

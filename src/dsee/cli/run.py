@@ -1,0 +1,56 @@
+"""``dsee run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dsee.training import Recipe
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="YAML file that says what to do.", metavar="RECIPE")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the results instead of the recipe's.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run all stages again, finished or not.")] = False,
+) -> None:
+    """Tune, prune, recover, merge, export and measure, as a recipe says.
+
+    Finished stages are kept: after an interruption the same command goes on from the last one.
+    """
+    from dsee.training.recipe_file import load_recipe
+
+    carry_out(load_recipe(recipe), recipe.resolve().parent, output, fresh)
+
+
+def carry_out(recipe: Recipe, base: Path, output: Path | None, fresh: bool) -> None:
+    """Run a recipe with bars on the terminal, and print its table.
+
+    Args:
+        recipe: the recipe.
+        base: folder its paths start from.
+        output: overrides the recipe's output.
+        fresh: forget finished stages.
+    """
+    from dsee.cli.terminal import Terminal, quiet_libraries
+
+    terminal = Terminal()
+    terminal.say("loading torch, transformers and PEFT ...")
+    quiet_libraries()
+    from dsee.registration import register
+    from dsee.report import write_report
+    from dsee.training.run import run as run_recipe
+    from dsee.training.setting import Setting
+
+    register()
+    result = run_recipe(
+        recipe, base=base, output=output.resolve() if output else None, progress=terminal, fresh=fresh
+    )
+    data = Setting(recipe, base, result.output).data
+    sizes = {name: len(getattr(data, name)) for name in ("train", "validation", "test")}
+    rows = write_report(result, recipe, sizes)
+    terminal.table(rows, result.output)

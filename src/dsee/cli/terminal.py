@@ -1,0 +1,98 @@
+"""What the terminal shows: bars while it works, a table at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dsee.report.rows import Row
+
+
+class _RichBar:
+    def __init__(self, progress: Progress, task: int) -> None:
+        self.progress, self.task = progress, task
+
+    def advance(self, steps: int = 1) -> None:
+        self.progress.advance(self.task, steps)  # type: ignore[arg-type]  # rich's TaskID is a NewType of int
+
+    def note(self, text: str) -> None:
+        self.progress.update(self.task, note=text)  # type: ignore[arg-type]  # see above
+
+
+class Terminal:
+    """Progress on standard error, results on standard output."""
+
+    def __init__(self) -> None:
+        self.errors = Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """Print a line about the work."""
+        self.errors.print(text, style="dim", highlight=False)
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[_RichBar]:
+        """Show a bar; where there is no terminal, its last state is printed once."""
+        columns = (
+            TextColumn("{task.description:<8}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.errors) as progress:
+            task = progress.add_task(name, total=total, note="")
+            yield _RichBar(progress, task)
+            progress.update(task, completed=total)
+
+    def skipped(self, name: str) -> None:
+        """Say that an earlier run finished the stage."""
+        self.say(f"{name:<8} done before")
+
+    def table(self, rows: list[Row], output: Path) -> None:
+        """Print the report's table."""
+        from dsee.report.table import HEADER, cells
+
+        table = Table(title=None, header_style="bold")
+        for number, name in enumerate(HEADER):
+            table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+        for line in cells(rows):
+            table.add_row(*line)
+        console = Console()
+        # a pipe has no width of its own; cut-off figures would help nobody
+        if not console.is_terminal:
+            console = Console(width=140)
+        console.print(table)
+        console.print(f"written to {output}", highlight=False)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and advice off our terminal; their errors still come as exceptions."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # deprecations inside transformers and peft concern their authors, not the user of a command
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.|transformers\.|peft\.")

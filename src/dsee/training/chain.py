@@ -1,0 +1,164 @@
+"""The stages themselves. Each takes the setting and a bar, writes its artifacts, and returns plain data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dsee.errors import InputError
+from dsee.measure import flops, parameters
+from dsee.steps import record
+from dsee.tasks.encode import batches, predict
+from dsee.tasks.metrics import classification_metrics
+from dsee.training.fit import evaluate, fit, set_dropout, steps_of
+from dsee.training.progress import Bar
+from dsee.training.recipe import TrainSpec
+from dsee.training.setting import Setting
+
+CALIBRATION_BATCH = 32
+
+
+def _fit_and_test(
+    setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar
+) -> dict[str, Any]:
+    if setting.recipe.base_dropout is not None:
+        set_dropout(model, setting.recipe.base_dropout)
+    parts = setting.parts
+    bar.note(f"{parameters(model).trainable_share:.2%} trainable")
+    keeper = fit(model, parts["train"], parts["validation"], setting.tokenizer, spec, seed=seed, bar=bar)
+    facts = {
+        "epochs": len(keeper.log),
+        "learning_rate": spec.learning_rate,
+        "batch_size": spec.batch_size,
+        "seed": seed,
+    }
+    record(model, step, **facts)
+    return {"validation": keeper.log, **_tested(setting, model, bar)}
+
+
+def _tested(setting: Setting, model: Any, bar: Bar) -> dict[str, Any]:
+    """Metrics on the test part, and counts."""
+    test = setting.parts["test"]
+    metrics = evaluate(model, test, setting.collate, progress=bar.advance)
+    counts, shape = parameters(model), setting.recipe.measure
+    operations = flops(model, shape.batch, shape.sequence)
+    bar.note(f"test accuracy {metrics['accuracy']:.1f}")
+    return {
+        "test": metrics,
+        "trainable": counts.trainable,
+        "parameters": counts.total,
+        # what runs once the update is merged, as it is before anything is deployed or timed
+        "flops": operations.total - operations.update,
+        "encoder_flops": operations.encoder - operations.update,
+    }
+
+
+def tune_total(setting: Setting) -> int:
+    """Steps of the bar of :func:`tune`."""
+    return steps_of(setting.recipe.tune, len(setting.parts["train"])) + len(setting.parts["test"])
+
+
+def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
+    """Put an update on the pre-trained model, train it, save both."""
+    from peft import get_peft_model
+    from transformers import set_seed
+
+    import dsee
+
+    recipe = setting.recipe
+    set_seed(recipe.seed)
+    config = dsee.DseeConfig(task_type="SEQ_CLS", seed=recipe.seed, **recipe.update.model_dump())
+    model = get_peft_model(setting.new_model(), config)
+    results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
+    bar.note("saving")
+    dsee.save(model, target, tokenizer=setting.tokenizer)
+    return results
+
+
+def prune_total(setting: Setting) -> int:
+    """Steps of the bar of :func:`prune`."""
+    return _calibration_batches(setting) + len(setting.parts["test"])
+
+
+def _calibration_batches(setting: Setting) -> int:
+    spec = setting.recipe.prune
+    size = min(spec.calibration if spec else 0, len(setting.parts["train"]))
+    return -(-size // CALIBRATION_BATCH)
+
+
+def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:
+    """Remove heads and neurons by the recipe's rules."""
+    import dsee
+
+    spec = setting.recipe.prune
+    if spec is None:
+        raise InputError("prune: the recipe has no prune section.")
+    rules: list[Any] = []
+    if spec.heads:
+        rules.append(dsee.Heads(**spec.heads.model_dump(), seed=setting.recipe.seed))
+    if spec.neurons:
+        rules.append(dsee.Neurons(**spec.neurons.model_dump(), seed=setting.recipe.seed))
+    model = dsee.load(source, trainable=True)
+
+    def calibration() -> Any:
+        for _, batch in batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, spec.calibration):
+            bar.advance()
+            yield batch
+
+    report = dsee.prune(model, *rules, calibration=calibration())
+    results = _tested(setting, model, bar)
+    dsee.save(model, target, tokenizer=setting.tokenizer)
+    return results | {"before": report.before, "after": report.after}
+
+
+def recover_total(setting: Setting) -> int:
+    """Steps of the bar of :func:`recover`."""
+    return steps_of(setting.recipe.recover, len(setting.parts["train"])) + len(setting.parts["test"])
+
+
+def recover(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:
+    """Go on tuning the update of the pruned model, with a fresh optimizer."""
+    import dsee
+
+    model = dsee.load(source, trainable=True)
+    results = _fit_and_test(setting, model, "recover", setting.recipe.recover, setting.recipe.seed + 1, bar)
+    dsee.save(model, target, tokenizer=setting.tokenizer)
+    return results
+
+
+def merge(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:
+    """Merge the update and save the plain model; its accuracy has to be the unmerged one's."""
+    import dsee
+
+    model = dsee.merge(dsee.load(source))
+    results = _tested(setting, model, bar)
+    dsee.save(model, target, tokenizer=setting.tokenizer, facts={"test": results["test"]})
+    return results
+
+
+def export(setting: Setting, bar: Bar, source: Path, targets: dict[str, Path]) -> dict[str, Any]:
+    """Export to ONNX and measure each export on the test part."""
+    import dsee
+    from dsee.runtime import OnnxModel
+
+    model = dsee.load(source)
+    results: dict[str, Any] = {}
+    for precision, target in targets.items():
+        bar.note(f"ONNX {precision}")
+        quantize = "int8" if precision == "int8" else None
+        dsee.export_onnx(
+            model,
+            target,
+            tokenizer=setting.tokenizer,
+            quantize=quantize,
+            max_length=setting.recipe.max_length,  # type: ignore[arg-type]  # narrowed just above
+        )
+        onnx_model = OnnxModel(target)
+
+        def logits(batch: Any, runner: OnnxModel = onnx_model) -> Any:
+            return runner.run({key: tensor.numpy() for key, tensor in batch.items()})
+
+        test = setting.parts["test"]
+        found = predict(logits, test, setting.collate, progress=bar.advance)
+        results[precision] = {"test": classification_metrics(found, test.labels)}
+    return results

@@ -1,0 +1,166 @@
+"""Tuning the update with transformers' Trainer; the epoch that is best on the validation part wins."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from dsee.tasks.encode import Encoded, predict
+from dsee.tasks.metrics import classification_metrics
+from dsee.training.progress import Bar
+from dsee.training.recipe import TrainSpec
+
+
+def torch_logits(model: Any) -> Any:
+    """Return a function from a batch of tensors to logits, (batch, classes), on the CPU.
+
+    Args:
+        model: a model that returns ``logits``.
+    """
+    device = next(model.parameters()).device
+
+    def run(batch: Any) -> NDArray[Any]:
+        inputs = {key: tensor.to(device) for key, tensor in batch.items() if key != "labels"}
+        with torch.inference_mode():
+            logits: NDArray[Any] = model(**inputs).logits.float().cpu().numpy()
+        return logits
+
+    return run
+
+
+def evaluate(model: Any, data: Encoded, collate: Any, progress: Any = None) -> dict[str, float]:
+    """Return the metrics of a model on one part, in eval mode.
+
+    Args:
+        model: the model; its mode is restored.
+        data: the part.
+        collate: makes a padded batch.
+        progress: called with the number of examples done.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        return classification_metrics(
+            predict(torch_logits(model), data, collate, progress=progress), data.labels
+        )
+    finally:
+        model.train(was_training)
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Set every dropout of a model, the update's own excepted.
+
+    Args:
+        model: the model.
+        p: probability of dropping.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "dsee_dropout" not in name:
+            module.p = p
+
+
+class KeepBest(TrainerCallback):
+    """Evaluates after each epoch and remembers the trained numbers of the best one; they are few."""
+
+    def __init__(self, data: Encoded, collate: Any, bar: Bar, patience: int | None) -> None:
+        self.data, self.collate, self.bar, self.patience = data, collate, bar, patience
+        self.best: dict[str, float] = {}
+        self.state: dict[str, torch.Tensor] = {}
+        self.log: list[dict[str, float]] = []
+        self.since_best = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - Trainer's signature
+        """Move the bar."""
+        self.bar.advance()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002 - Trainer's signature
+        """Evaluate; the earlier epoch wins a tie."""
+        metrics = evaluate(model, self.data, self.collate)
+        self.log.append(metrics)
+        self.bar.note(f"validation accuracy {metrics['accuracy']:.1f}")
+        if not self.best or metrics["accuracy"] > self.best["accuracy"]:
+            self.best, self.since_best = metrics, 0
+            self.state = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+        else:
+            self.since_best += 1
+            if self.patience is not None and self.since_best >= self.patience:
+                control.should_training_stop = True
+
+
+def steps_of(spec: TrainSpec, examples: int) -> int:
+    """Return how many optimizer steps a stage takes.
+
+    Args:
+        spec: the stage.
+        examples: training sentences.
+    """
+    return spec.epochs * math.ceil(examples / spec.batch_size)
+
+
+def fit(
+    model: Any, train: Encoded, validation: Encoded, tokenizer: Any, spec: TrainSpec, *, seed: int, bar: Bar
+) -> KeepBest:
+    """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
+
+    Args:
+        model: a PeftModel or any classifier that returns a loss.
+        train: what to learn from.
+        validation: what to choose the epoch by.
+        tokenizer: pads the batches.
+        spec: epochs, learning rate and so on.
+        seed: decides the order of the batches and the dropout.
+        bar: advanced by one for each step.
+
+    Returns:
+        The callback, with the validation metrics of each epoch.
+    """
+    set_seed(seed)
+    collate = DataCollatorWithPadding(tokenizer)
+    keeper = KeepBest(validation, collate, bar, spec.patience)
+    with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=spec.epochs,
+            learning_rate=spec.learning_rate,
+            per_device_train_batch_size=spec.batch_size,
+            warmup_steps=math.ceil(spec.warmup * steps_of(spec, len(train))),
+            weight_decay=spec.weight_decay,
+            max_grad_norm=spec.max_grad_norm,
+            lr_scheduler_type="linear",
+            train_sampling_strategy="group_by_length",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            seed=seed,
+            label_names=["labels"],
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=train, data_collator=collate, callbacks=[keeper]
+        )
+        # prints a line of its own for each log
+        trainer.remove_callback(_printer())
+        trainer.train()
+    _restore(model, keeper.state)
+    model.eval()
+    return keeper
+
+
+def _printer() -> Any:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        if name in state:
+            parameter.copy_(state[name])

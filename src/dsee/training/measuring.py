@@ -1,0 +1,72 @@
+"""The last stage: latency, memory and bytes of all variants, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsee.artifact.manifest import read_manifest
+from dsee.measure import folder_bytes, interleaved
+from dsee.measure.sample import sample_inputs
+from dsee.runtime import OnnxModel, peak_memory
+from dsee.runtime.merged import load_merged
+from dsee.training.progress import Bar
+from dsee.training.setting import Setting
+
+
+def measure(setting: Setting, bar: Bar, variants: dict[str, Path]) -> dict[str, Any]:
+    """Time the variants interleaved in this process, one thread each, and their memory in processes of their own.
+
+    Args:
+        setting: the run.
+        bar: advanced by one for each variant's memory, and by the rest for the timing.
+        variants: row name -> artifact or ONNX folder.
+
+    Returns:
+        row name -> latency, memory and bytes.
+    """
+    shape = setting.recipe.measure
+    calls: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
+    for name, folder in variants.items():
+        if read_manifest(folder).kind == "onnx":
+            onnx_model = OnnxModel(folder, threads=1)
+            calls[name] = partial(onnx_model.run, onnx_model.sample(shape.batch, shape.sequence))
+            sizes[name] = folder_bytes(folder, weights_only=True)
+        else:
+            model = load_merged(folder)
+            calls[name] = partial(model, **sample_inputs(model, shape.batch, shape.sequence))
+            sizes[name] = sum(
+                tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()
+            )
+    bar.note("latency, one thread")
+    times = interleaved(calls, runs=shape.runs, threads=1)
+    calls.clear()
+    results: dict[str, Any] = {}
+    for name, folder in variants.items():
+        bar.note(f"memory of {name}")
+        memory = peak_memory(folder, batch=shape.batch, sequence=shape.sequence)
+        results[name] = {
+            "latency": asdict(times[name]),
+            "memory": asdict(memory),
+            "bytes": sizes[name],
+        }
+        bar.advance()
+    return results
+
+
+def hardware() -> dict[str, Any]:
+    """Say what the figures were measured on."""
+    import platform
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": name, "machine": platform.machine(), "torch": torch.__version__, "gpu": gpu}

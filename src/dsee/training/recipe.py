@@ -1,0 +1,140 @@
+"""What a recipe may say: pydantic models whose unknown keys are errors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dsee.tasks.spec import DataSpec
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+Amount = Annotated[float, Field(gt=0.0, lt=1.0)] | Annotated[int, Field(ge=1)]
+Scope = Literal["layer", "global"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class UpdateSpec(Section):
+    """The update dW = s (U V + S2); the names are those of :class:`dsee.DseeConfig`."""
+
+    r: Annotated[int, Field(ge=0)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    n_sparse: Annotated[int, Field(ge=0)] = 64
+    support: str = "grebsmo"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | None = None
+
+
+class TrainSpec(Section):
+    """One stage of tuning.
+
+    Attributes:
+        epochs: passes over the training part.
+        learning_rate: peak, reached after the warm-up and falling linearly to 0.
+        batch_size: sentences per step.
+        warmup: share of the steps.
+        weight_decay: of AdamW.
+        max_grad_norm: gradient clipping.
+        patience: stop after so many epochs without a better validation accuracy; None runs all epochs.
+    """
+
+    epochs: Positive = 3
+    learning_rate: Rate = 5e-4
+    batch_size: Positive = 32
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    patience: Positive | None = None
+
+
+class HeadsSpec(Section):
+    """See :class:`dsee.Heads`."""
+
+    amount: Amount
+    score: str = "update"
+    scope: Scope = "layer"
+
+
+class NeuronsSpec(Section):
+    """See :class:`dsee.Neurons`."""
+
+    amount: Amount
+    score: str = "taylor"
+    scope: Scope = "layer"
+    multiple_of: Positive | None = None
+
+
+class PruneSpec(Section):
+    """What is removed, and how many training sentences the scores that look at data may see."""
+
+    heads: HeadsSpec | None = None
+    neurons: NeuronsSpec | None = None
+    calibration: Positive = 512
+
+    @field_validator("heads", "neurons", mode="before")
+    @classmethod
+    def _bare_amount(cls, value: Any) -> Any:
+        """``heads: 0.25`` is short for ``heads: {amount: 0.25}``."""
+        return {"amount": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _something(self) -> PruneSpec:
+        if self.heads is None and self.neurons is None:
+            raise ValueError("give heads, neurons or both; leave the whole section out to skip pruning")
+        return self
+
+
+class ExportSpec(Section):
+    """Formats to export besides the artifact."""
+
+    onnx: list[Literal["fp32", "int8"]] = ["fp32", "int8"]
+
+
+class MeasureSpec(Section):
+    """The shape that FLOPs, latency and memory are measured on, one thread."""
+
+    batch: Positive = 1
+    sequence: Positive = 128
+    runs: Positive = 30
+
+
+class Recipe(Section):
+    """The whole chain. Paths are relative to the recipe's folder.
+
+    Attributes:
+        model: a folder, a hub name, or ``package:NAME/PATH``.
+        data: files and columns.
+        update: what is trained.
+        tune: the first stage.
+        prune: what is removed; None skips pruning and recovering.
+        recover: tuning after pruning.
+        export: further formats.
+        measure: what the report measures.
+        output: folder for everything that comes out.
+        seed: seeds the split, the support, the task head and the order of the batches.
+        max_length: longest input in tokens.
+        base_dropout: dropout inside the frozen base while tuning; None keeps the model's own. 0 saves about a quarter of
+            the time, since a small update hardly overfits.
+    """
+
+    model: str
+    task: Literal["text-classification"] = "text-classification"
+    data: DataSpec
+    update: UpdateSpec = UpdateSpec()
+    tune: TrainSpec = TrainSpec()
+    prune: PruneSpec | None = None
+    recover: TrainSpec = TrainSpec(epochs=2)
+    export: ExportSpec = ExportSpec()
+    measure: MeasureSpec = MeasureSpec()
+    output: str = "dsee-run"
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_length: Positive = 128
+    base_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None

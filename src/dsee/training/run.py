@@ -1,0 +1,169 @@
+"""``dsee run``: all stages in order, going on after the last one that an earlier run finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsee.errors import InputError
+from dsee.training import chain
+from dsee.training.measuring import hardware, measure
+from dsee.training.progress import Bar, Progress, Silent
+from dsee.training.recipe import Recipe
+from dsee.training.setting import Setting
+from dsee.training.stage import StageRecord, fingerprint
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        output: the folder.
+        stages: what each stage found, by name.
+        variants: row name -> folder, as measured.
+        labels: class names.
+        hardware: what it was measured on.
+    """
+
+    output: Path
+    stages: dict[str, dict[str, Any]]
+    variants: dict[str, Path]
+    labels: list[str]
+    hardware: dict[str, Any]
+
+
+class _Runner:
+    """Runs stages one after the other, each under a fingerprint of all that came before it."""
+
+    def __init__(self, setting: Setting, progress: Progress, fresh: bool) -> None:
+        self.setting, self.progress, self.fresh = setting, progress, fresh
+        recipe = setting.recipe
+        self.key = fingerprint(
+            recipe.task, recipe.data.model_dump(), recipe.seed, recipe.max_length, setting.inputs
+        )
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def stage(
+        self,
+        name: str,
+        depends: Any,
+        artifacts: list[Path],
+        total: Callable[[], int],
+        work: Callable[[Bar], dict[str, Any]],
+    ) -> None:
+        self.key = fingerprint(self.key, name, depends)
+        kept = StageRecord(self.setting.output, name, self.key)
+        found = None if self.fresh else kept.results(artifacts)
+        if found is not None:
+            self.progress.skipped(name)
+        else:
+            with self.progress.stage(name, total()) as bar:
+                found = work(bar)
+            kept.write(found)
+        self.results[name] = found
+
+
+def run(
+    recipe: Recipe,
+    *,
+    base: Path,
+    output: Path | None = None,
+    progress: Progress | None = None,
+    fresh: bool = False,
+) -> RunResult:
+    """Carry out a recipe.
+
+    Args:
+        recipe: the recipe.
+        base: folder its relative paths start from.
+        output: folder for what comes out; the recipe's by default.
+        progress: shows how far it is.
+        fresh: run all stages again, finished or not.
+
+    Returns:
+        What came out. The folder then holds ``model/`` (artifact), ``onnx-fp32/``, ``onnx-int8/`` and ``stages/``.
+
+    Raises:
+        DseeError: one clear reason; finished stages stay finished.
+    """
+    target = (output or base / recipe.output).resolve()
+    setting = Setting(recipe, base, target)
+    _claim(target)
+    stages = target / "stages"
+    runner = _Runner(setting, progress or Silent(), fresh)
+    tuned, model = stages / "tuned", target / "model"
+
+    def test() -> int:
+        return len(setting.parts["test"])
+
+    update = [recipe.model, recipe.update.model_dump(), recipe.tune.model_dump(), recipe.base_dropout]
+    runner.stage(
+        "tune",
+        update,
+        [tuned],
+        lambda: chain.tune_total(setting),
+        lambda bar: chain.tune(setting, bar, tuned),
+    )
+    variants, last = {"dense": tuned}, tuned
+    if recipe.prune:
+        pruned, recovered = stages / "pruned", stages / "recovered"
+        runner.stage(
+            "prune",
+            recipe.prune.model_dump(),
+            [pruned],
+            lambda: chain.prune_total(setting),
+            lambda bar: chain.prune(setting, bar, tuned, pruned),
+        )
+        runner.stage(
+            "recover",
+            recipe.recover.model_dump(),
+            [recovered],
+            lambda: chain.recover_total(setting),
+            lambda bar: chain.recover(setting, bar, pruned, recovered),
+        )
+        variants, last = variants | {"pruned": pruned, "recovered": model}, recovered
+    runner.stage("merge", None, [model], test, lambda bar: chain.merge(setting, bar, last, model))
+    exports = {precision: target / f"onnx-{precision}" for precision in dict.fromkeys(recipe.export.onnx)}
+    if exports:
+        runner.stage(
+            "export",
+            list(exports),
+            list(exports.values()),
+            lambda: len(exports) * test(),
+            lambda bar: chain.export(setting, bar, model, exports),
+        )
+        variants |= {f"ONNX {precision}": folder for precision, folder in exports.items()}
+    shape = recipe.measure.model_dump()
+    runner.stage(
+        "measure", [shape, hardware()], [], lambda: len(variants), lambda bar: measure(setting, bar, variants)
+    )
+    return RunResult(target, runner.results, variants, setting.data.labels, hardware())
+
+
+def _claim(target: Path) -> None:
+    """Refuse a folder that holds something else, before hours of work end in it."""
+    if target.is_file():
+        raise InputError(f"output: {target} is a file. Choose a folder.")
+    ours = {
+        "stages",
+        "model",
+        "onnx-fp32",
+        "onnx-int8",
+        "report.json",
+        "report.md",
+        "report.png",
+        "recipe.yaml",
+    }
+    names = (
+        {entry.name for entry in target.iterdir() if not entry.name.startswith(".")}
+        if target.is_dir()
+        else set()
+    )
+    if names and "stages" not in names and not names <= ours:
+        raise InputError(
+            f"output: {target} holds other things ({sorted(names - ours)[0]}, ...). Choose an empty folder."
+        )
+    target.mkdir(parents=True, exist_ok=True)
