@@ -20,13 +20,19 @@ from dsee.errors import (
 )
 
 if TYPE_CHECKING:
-    from dsee.artifact import load, save
-    from dsee.measure import flops, latency, parameters, summary
-    from dsee.pruning import Heads, Neurons
-    from dsee.runtime import export_onnx
+    from dsee.artifact.load import load
+    from dsee.artifact.save import save
+    from dsee.measure.flops import flops
+    from dsee.measure.latency import latency
+    from dsee.measure.parameters import parameters
+    from dsee.measure.summary import summary
+    from dsee.pruning.rules import Heads, Neurons
+    from dsee.runtime.onnx_export import export_onnx
     from dsee.steps import history
-    from dsee.surgery import merge, prune
-    from dsee.update import DseeConfig, DseeModel
+    from dsee.surgery.merge import merge
+    from dsee.surgery.prune import prune
+    from dsee.update.config import DseeConfig
+    from dsee.update.model import DseeModel
 
 _HOME = {
     "DseeConfig": "dsee.update",

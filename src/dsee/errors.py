@@ -38,9 +38,7 @@ class MissingExtraError(DseeError):
     """An optional dependency is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(
-            f"{feature} needs an optional dependency. Install it with: pip install 'dsee[{extra}]'"
-        )
+        super().__init__(f"{feature} needs an optional dependency. Install it with: pip install 'dsee[{extra}]'")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -116,6 +116,4 @@ def _explain(error: BaseException, target: Path) -> str:
     full = full or any(sign in str(error) for sign in ("No space left", "Disk quota", "File too large"))
     if full:
         return f"{target} could not be written: no space is left there. Nothing was changed; free some space and try again."
-    return (
-        f"{target} could not be written ({error}). Nothing was changed; check the path and its permissions."
-    )
+    return f"{target} could not be written ({error}). Nothing was changed; check the path and its permissions."

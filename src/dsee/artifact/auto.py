@@ -55,18 +55,12 @@ def shrink(model: Any, structure: Any) -> None:
     views = layers(model)
     sizes = {"heads": [view.heads for view in views], "neurons": [view.neurons for view in views]}
     if not isinstance(structure, dict) or set(structure) != set(sizes):
-        raise ArtifactError(
-            "config.json: dsee_structure has to hold 'heads' and 'neurons', one number per layer each."
-        )
+        raise ArtifactError("config.json: dsee_structure has to hold 'heads' and 'neurons', one number per layer each.")
     for unit, full in sizes.items():
         stored = structure[unit]
-        fits = (
-            isinstance(stored, list) and len(stored) == len(full) and all(isinstance(n, int) for n in stored)
-        )
+        fits = isinstance(stored, list) and len(stored) == len(full) and all(isinstance(n, int) for n in stored)
         if not fits or not all(1 <= n <= most for n, most in zip(stored, full, strict=True)):
-            raise ArtifactError(
-                f"config.json: dsee_structure[{unit!r}]={stored} does not fit a model with {full}."
-            )
+            raise ArtifactError(f"config.json: dsee_structure[{unit!r}]={stored} does not fit a model with {full}.")
     cut(
         model,
         [
@@ -110,9 +104,7 @@ def register_auto_classes() -> None:
             continue
         base_config = CONFIG_MAPPING[model_type]
         name = "Dsee" + base_config.__name__
-        cut_config = type(
-            name, (base_config,), {"model_type": CUT_PREFIX + model_type, "__module__": __name__}
-        )
+        cut_config = type(name, (base_config,), {"model_type": CUT_PREFIX + model_type, "__module__": __name__})
         _CONFIGS[model_type] = cut_config
         AutoConfig.register(CUT_PREFIX + model_type, cut_config)
         for auto_name in AUTO_CLASSES:
@@ -126,7 +118,5 @@ def _register_model(auto_class: Any, base_config: type, cut_config: Any) -> None
     key = (cut_config.model_type, base.__name__)
     if key not in _MODELS:
         # the name stays, so that ``architectures`` in config.json reads as users know it
-        _MODELS[key] = type(
-            base.__name__, (CutMixin, base), {"config_class": cut_config, "__module__": __name__}
-        )
+        _MODELS[key] = type(base.__name__, (CutMixin, base), {"config_class": cut_config, "__module__": __name__})
     auto_class.register(cut_config, _MODELS[key])

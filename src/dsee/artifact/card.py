@@ -37,9 +37,7 @@ def describe(step: Step) -> str:
     if name == "prune":
         before, after = step["before"], step["after"]
         parts = [f"{unit} {sum(before[unit])} -> {sum(after[unit])}" for unit in before]
-        rules = ", ".join(
-            f"{r['rule']} {r['amount']} by {r['score']} per {r['scope']}" for r in step["rules"]
-        )
+        rules = ", ".join(f"{r['rule']} {r['amount']} by {r['score']} per {r['scope']}" for r in step["rules"])
         return f"{name}: {', '.join(parts)} ({rules})"
     facts = ", ".join(f"{k} {v}" for k, v in sorted(step.items()) if k not in ("step", "dsee"))
     return f"{name}: {facts}" if facts else str(name)
@@ -56,20 +54,14 @@ def card(model: Any, model_type: str, history: list[Step], structure: dict[str, 
     """
     parameters = sum(p.numel() for p in model.parameters())
     summary = f"A {type(model).__name__} of {parameters / 1e6:.1f} M parameters, made with dsee."
-    auto = "AutoModel" + (
-        "For" + type(model).__name__.split("For", 1)[1] if "For" in type(model).__name__ else ""
-    )
+    auto = "AutoModel" + ("For" + type(model).__name__.split("For", 1)[1] if "For" in type(model).__name__ else "")
     text = _HEAD.format(
         title=f"{type(model).__name__} ({model_type})",
         summary=summary,
         code=_LOAD.format(model_type=model_type, auto=auto),
     )
     if history:
-        text += (
-            "## How it was made\n\n"
-            + "".join(f"{i}. {describe(s)}\n" for i, s in enumerate(history, 1))
-            + "\n"
-        )
+        text += "## How it was made\n\n" + "".join(f"{i}. {describe(s)}\n" for i, s in enumerate(history, 1)) + "\n"
     if structure:
         text += "## Layers\n\n| layer | heads | neurons |\n| --- | --- | --- |\n"
         rows = zip(structure["heads"], structure["neurons"], strict=True)

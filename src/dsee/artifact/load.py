@@ -37,9 +37,7 @@ def load(folder: str | Path, *, trainable: bool = False, **kwargs: Any) -> Any:
     heal(folder)
     manifest = verify(folder, read_manifest(folder))
     if manifest.kind == "onnx":
-        raise InputError(
-            f"{folder} holds an ONNX model. Use dsee.runtime.OnnxModel(folder), or `dsee predict`."
-        )
+        raise InputError(f"{folder} holds an ONNX model. Use dsee.runtime.OnnxModel(folder), or `dsee predict`.")
     model = _load_base(folder, kwargs)
     if manifest.kind == "adapted":
         model = PeftModel.from_pretrained(model, str(folder / ADAPTER), is_trainable=trainable)

@@ -68,9 +68,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         manifest: its other fields.
     """
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
-    files = {
-        p.relative_to(folder).as_posix(): FileEntry(bytes=p.stat().st_size, sha256=sha256(p)) for p in paths
-    }
+    files = {p.relative_to(folder).as_posix(): FileEntry(bytes=p.stat().st_size, sha256=sha256(p)) for p in paths}
     text = manifest.model_copy(update={"files": files}).model_dump(mode="json")
     (folder / NAME).write_text(json.dumps(text, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -139,15 +137,11 @@ def verify(folder: str | Path, manifest: Manifest | None = None) -> Manifest:
                 f"{folder / NAME} names {name!r}, outside the folder: the manifest is hostile or damaged."
             )
         if not path.is_file():
-            raise ArtifactError(
-                f"{path} is missing from the artifact. Copy the folder again, or save the model again."
-            )
+            raise ArtifactError(f"{path} is missing from the artifact. Copy the folder again, or save the model again.")
         size = path.stat().st_size
         if size != entry.bytes:
             word = "truncated" if size < entry.bytes else "longer than it was"
-            raise ArtifactError(
-                f"{path} is {word}: {size} bytes instead of {entry.bytes}. Copy or save it again."
-            )
+            raise ArtifactError(f"{path} is {word}: {size} bytes instead of {entry.bytes}. Copy or save it again.")
         if sha256(path) != entry.sha256:
             raise ArtifactError(
                 f"{path} has other bytes than were saved (SHA-256 differs): it is damaged. Copy it again."

@@ -20,9 +20,7 @@ from dsee.update.layer import DseeLayer
 ADAPTER = "adapter"
 
 
-def save(
-    model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[str, Any] | None = None
-) -> Path:
+def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[str, Any] | None = None) -> Path:
     """Write a model as an artifact: whole or not at all.
 
     A merged model becomes a plain transformers checkpoint, under a ``model_type`` of its own if its layers were cut. A

@@ -12,12 +12,8 @@ RECIPE = "minilm-rotten-tomatoes.yaml"
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
-        "dsee-demo"
-    ),
-    seed: Annotated[
-        int, typer.Option(help="Seeds the split, the support, the head and the batches.", min=0)
-    ] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("dsee-demo"),
+    seed: Annotated[int, typer.Option(help="Seeds the split, the support, the head and the batches.", min=0)] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run all stages again, finished or not.")] = False,
 ) -> None:
     """Run the whole chain offline: a real MiniLM on real film reviews, in about seven minutes.

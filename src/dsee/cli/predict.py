@@ -16,9 +16,7 @@ def predict(
     folder: Annotated[
         Path, typer.Argument(help="An artifact, an ONNX folder, or the folder of a run.", metavar="FOLDER")
     ],
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Sentences to classify.", metavar="[TEXT]...")
-    ] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="Sentences to classify.", metavar="[TEXT]...")] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -45,9 +43,7 @@ def predict(
             best = int(row.argmax())
             if as_json:
                 scores = {label: round(float(p), 6) for label, p in zip(labels, row, strict=True)}
-                typer.echo(
-                    json.dumps({"text": text, "label": labels[best], "scores": scores}, ensure_ascii=False)
-                )
+                typer.echo(json.dumps({"text": text, "label": labels[best], "scores": scores}, ensure_ascii=False))
             else:
                 typer.echo(f"{labels[best]}\t{row[best]:.4f}\t{text}")
 
@@ -75,9 +71,7 @@ def _from_file(path: Path, column: str) -> Iterator[str]:
     check_utf8(path)
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
-            raise InputError(
-                f"{path}, line {number} is blank, so answers would no longer match lines. Remove it."
-            )
+            raise InputError(f"{path}, line {number} is blank, so answers would no longer match lines. Remove it.")
         yield line
 
 
@@ -111,9 +105,7 @@ def _model(folder: Path) -> tuple[list[str], Callable[[list[str]], Any]]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder} holds no tokenizer: save with dsee.save(..., tokenizer=tokenizer)."
-        ) from error
+        raise InputError(f"{folder} holds no tokenizer: save with dsee.save(..., tokenizer=tokenizer).") from error
     names = model.config.id2label
 
     def logits(texts: list[str]) -> Any:

@@ -47,9 +47,7 @@ def carry_out(recipe: Recipe, base: Path, output: Path | None, fresh: bool) -> N
     from dsee.training.setting import Setting
 
     register()
-    result = run_recipe(
-        recipe, base=base, output=output.resolve() if output else None, progress=terminal, fresh=fresh
-    )
+    result = run_recipe(recipe, base=base, output=output.resolve() if output else None, progress=terminal, fresh=fresh)
     data = Setting(recipe, base, result.output).data
     sizes = {name: len(getattr(data, name)) for name in ("train", "validation", "test")}
     rows = write_report(result, recipe, sizes)

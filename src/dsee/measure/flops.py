@@ -64,9 +64,7 @@ def flops(model: nn.Module, batch: int = 1, sequence: int = 128) -> Flops:
     """
     tokens = batch * sequence
     views = layers(model)
-    projections = sum(
-        _linear(view.part(p), tokens) for view in views for p in ("query", "key", "value", "output")
-    )
+    projections = sum(_linear(view.part(p), tokens) for view in views for p in ("query", "key", "value", "output"))
     feed_forward = sum(_linear(view.part(p), tokens) for view in views for p in ("ffn_in", "ffn_out"))
     # scores and weighted sum: heads x tokens x tokens x head size each
     attention = sum(2 * 2 * batch * view.heads * sequence**2 * view.head_size for view in views)
@@ -105,9 +103,7 @@ def _outside(model: nn.Module, views: list[LayerView]) -> Iterator[tuple[nn.Modu
     inner, body = plain_model(model), base_model(model)
     inside = {id(module) for view in views for module in view.module.modules()}
     of_body = {id(module) for module in body.modules()}
-    sentence_task = any(
-        task in type(inner).__name__ for task in ("ForSequenceClassification", "ForMultipleChoice")
-    )
+    sentence_task = any(task in type(inner).__name__ for task in ("ForSequenceClassification", "ForMultipleChoice"))
     skip: set[int] = set()
     for name, module in inner.named_modules():
         if id(module) in inside or id(module) in skip or _idle_copy(inner, name):

@@ -107,8 +107,6 @@ def latency(
     was_training = model.training
     model.eval()
     try:
-        return interleaved({"model": lambda: model(**inputs)}, runs=runs, warmup=warmup, threads=threads)[
-            "model"
-        ]
+        return interleaved({"model": lambda: model(**inputs)}, runs=runs, warmup=warmup, threads=threads)["model"]
     finally:
         model.train(was_training)

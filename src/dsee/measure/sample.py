@@ -41,9 +41,7 @@ def sample_inputs(model: Any, batch: int, sequence: int, *, padded: bool = False
     """
     inner = plain_model(model)
     if sequence > longest_input(model):
-        raise InputError(
-            f"sequence={sequence} is longer than the {longest_input(model)} tokens this model can take."
-        )
+        raise InputError(f"sequence={sequence} is longer than the {longest_input(model)} tokens this model can take.")
     generator = torch.Generator().manual_seed(batch * 1_000_003 + sequence)
     ids = torch.randint(5, int(inner.config.vocab_size), (batch, sequence), generator=generator)
     mask = torch.ones_like(ids)

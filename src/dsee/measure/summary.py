@@ -44,9 +44,7 @@ class Summary:
         ]
         if self.structure and self.flops:
             lines += [f"{unit:<11} {' '.join(map(str, sizes))}" for unit, sizes in self.structure.items()]
-            lines.append(
-                f"FLOPs       {self.flops.total / 1e9:.3f} G for one sentence of {self.sequence} tokens"
-            )
+            lines.append(f"FLOPs       {self.flops.total / 1e9:.3f} G for one sentence of {self.sequence} tokens")
         if self.history:
             lines.append("history     " + " -> ".join(step["step"] for step in self.history))
         return "\n".join(lines)

@@ -61,15 +61,9 @@ def _one_batch(model: nn.Module, linears: list[nn.Module], batch: Mapping[str, A
     try:
         with torch.enable_grad():
             output = model(**batch)
-            loss = (
-                output["loss"]
-                if isinstance(output, Mapping) and "loss" in output
-                else getattr(output, "loss", None)
-            )
+            loss = output["loss"] if isinstance(output, Mapping) and "loss" in output else getattr(output, "loss", None)
             if loss is None:
-                raise InputError(
-                    "The calibration batches have no labels, so the model returns no loss. Add 'labels'."
-                )
+                raise InputError("The calibration batches have no labels, so the model returns no loss. Add 'labels'.")
             ordered = [inputs[i] for i in range(len(linears))]
             gradients = torch.autograd.grad(loss, ordered)
     finally:
@@ -77,7 +71,5 @@ def _one_batch(model: nn.Module, linears: list[nn.Module], batch: Mapping[str, A
             hook.remove()
     # the loss is a mean over the batch; times its size, each example counts the same whatever the batch
     scale = float(ordered[0].shape[0])
-    products = [
-        (x.detach().float() * g.float() * scale).cpu() for x, g in zip(ordered, gradients, strict=True)
-    ]
+    products = [(x.detach().float() * g.float() * scale).cpu() for x, g in zip(ordered, gradients, strict=True)]
     return [product.flatten(1, -2).sum(1) if product.dim() > 2 else product for product in products]

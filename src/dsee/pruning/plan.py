@@ -52,14 +52,9 @@ def plan_for(model: nn.Module, rule: Rule, calibration: Iterable[Batch] | None =
     ranked = check_score(rule.score)(ScoreInput(model, views, rule.unit, rule.seed, calibration))
     _check_scores(rule, views, ranked, sizes)
     if rule.scope == "global":
-        counts = _global_counts(
-            ranked, _wanted(rule, sum(sizes), sum(sizes) - len(sizes), "all layers together")
-        )
+        counts = _global_counts(ranked, _wanted(rule, sum(sizes), sum(sizes) - len(sizes), "all layers together"))
     else:
-        counts = [
-            _wanted(rule, size, size - 1, f"layer {view.index}")
-            for view, size in zip(views, sizes, strict=True)
-        ]
+        counts = [_wanted(rule, size, size - 1, f"layer {view.index}") for view, size in zip(views, sizes, strict=True)]
     counts = [_rounded(rule, count, size) for count, size in zip(counts, sizes, strict=True)]
     chosen = [_lowest(score, count) for score, count in zip(ranked, counts, strict=True)]
     return [LayerPlan(heads=c) if rule.unit == "heads" else LayerPlan(neurons=c) for c in chosen]
@@ -70,18 +65,14 @@ def _check_scores(rule: Rule, views: list[LayerView], ranked: list[torch.Tensor]
         if score.shape != (size,):
             raise InputError(f"score={rule.score!r} gave shape {tuple(score.shape)} for {size} {rule.unit}.")
         if not torch.isfinite(score).all():
-            raise InputError(
-                f"score={rule.score!r} is NaN or infinite in layer {view.index}: the weights are broken."
-            )
+            raise InputError(f"score={rule.score!r} is NaN or infinite in layer {view.index}: the weights are broken.")
 
 
 def _wanted(rule: Rule, size: int, most: int, where: str) -> int:
     """How many of ``size`` the rule removes; at most ``most``."""
     count = rule.amount if isinstance(rule.amount, int) else math.floor(rule.amount * size + 0.5)
     if count == 0:
-        raise InputError(
-            f"{rule.amount} of the {size} {rule.unit} of {where} is less than one. Use a larger ratio."
-        )
+        raise InputError(f"{rule.amount} of the {size} {rule.unit} of {where} is less than one. Use a larger ratio.")
     if count > most:
         raise InputError(
             f"Removing {count} of the {size} {rule.unit} of {where} would empty a layer; at least one stays in each, so "

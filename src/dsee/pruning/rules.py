@@ -33,9 +33,7 @@ class Rule:
     def __post_init__(self) -> None:
         name = type(self).__name__
         if isinstance(self.amount, bool) or not isinstance(self.amount, (int, float)):
-            raise InputError(
-                f"{name}: {self.amount!r} is neither a ratio such as 0.25 nor a count such as 3."
-            )
+            raise InputError(f"{name}: {self.amount!r} is neither a ratio such as 0.25 nor a count such as 3.")
         if isinstance(self.amount, int):
             if self.amount < 1:
                 raise InputError(
@@ -44,9 +42,7 @@ class Rule:
         else:
             check_ratio(name, self.amount)
         if self.scope not in ("layer", "global"):
-            raise InputError(
-                f"{name}: scope={self.scope!r} is unknown.{nearest(self.scope, ['layer', 'global'])}"
-            )
+            raise InputError(f"{name}: scope={self.scope!r} is unknown.{nearest(self.scope, ['layer', 'global'])}")
         check_score(self.score)
 
     def facts(self) -> dict[str, Any]:

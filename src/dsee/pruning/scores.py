@@ -83,9 +83,7 @@ def _delta(linear: Any) -> torch.Tensor | None:
     """Sum of the active updates of a linear, (out, in), fp32; None without one."""
     if not isinstance(linear, DseeLayer):
         return None
-    deltas = [
-        linear.get_delta_weight(name).float() for name in linear.active_adapters if linear.has_update(name)
-    ]
+    deltas = [linear.get_delta_weight(name).float() for name in linear.active_adapters if linear.has_update(name)]
     if not deltas:
         return None
     total = torch.stack(deltas).sum(0)

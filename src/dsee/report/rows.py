@@ -52,9 +52,7 @@ def rows(result: RunResult) -> list[Row]:
     found = []
     for name in result.variants:
         stage = stages[STAGE.get(name, "merge")]
-        test = (
-            stages["export"][name.removeprefix("ONNX ")]["test"] if name.startswith("ONNX") else stage["test"]
-        )
+        test = stages["export"][name.removeprefix("ONNX ")]["test"] if name.startswith("ONNX") else stage["test"]
         found.append(_row(name, test, stage, _share(stages, name), stages["measure"][name]))
     return found
 

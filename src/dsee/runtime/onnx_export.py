@@ -84,9 +84,7 @@ def export_onnx(
         facts = {"precision": quantize or "fp32", "opset": OPSET, "logit_error": error, "max_length": limit}
         (writing / "README.md").write_text(card(type(model).__name__, facts, labels), encoding="utf-8")
         structure = getattr(model.config, "dsee_structure", None)
-        write_manifest(
-            writing, Manifest(kind="onnx", history=history(model), structure=structure, facts=facts)
-        )
+        write_manifest(writing, Manifest(kind="onnx", history=history(model), structure=structure, facts=facts))
     return target
 
 
@@ -166,9 +164,7 @@ def _quantize(path: Path) -> None:
         # shapes noted by the exporter stay behind when the quantiser reorders products, and then contradict its own
         del graph.graph.value_info[:]
         onnx.save(graph, str(prepared))
-        quantize_dynamic(
-            str(prepared), str(small), weight_type=QuantType.QInt8, per_channel=True, reduce_range=True
-        )
+        quantize_dynamic(str(prepared), str(small), weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
     finally:
         logging.getLogger().setLevel(level)
         prepared.unlink(missing_ok=True)

@@ -89,9 +89,7 @@ class OnnxModel:
         if self._tokenizer is None:
             path = self.folder / TOKENIZER
             if not path.is_file():
-                raise InputError(
-                    f"{self.folder} was exported without a tokenizer. Export again with tokenizer=."
-                )
+                raise InputError(f"{self.folder} was exported without a tokenizer. Export again with tokenizer=.")
             from tokenizers import Tokenizer
 
             self._tokenizer = Tokenizer.from_file(str(path))

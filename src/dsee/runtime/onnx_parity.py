@@ -44,9 +44,7 @@ def check_parity(model: Any, path: Path, limit: int, tolerance: float) -> float:
             expected = model(**inputs)["logits"].float().cpu().numpy()
         found = session.run(None, {name: tensor.cpu().numpy() for name, tensor in inputs.items()})[0]
         if found.shape != expected.shape:
-            raise ExportError(
-                f"The exported model gives shape {found.shape} where the model gives {expected.shape}."
-            )
+            raise ExportError(f"The exported model gives shape {found.shape} where the model gives {expected.shape}.")
         difference = max(difference, float(np.abs(found - expected).max()))
         scale = max(scale, float(np.abs(expected).max()))
     model.train(was_training)

@@ -43,9 +43,7 @@ def check_rule(name: str) -> str:
         InputError: if it does not.
     """
     if name not in _RULES:
-        raise InputError(
-            f"support={name!r} is not a support rule.{nearest(name, _RULES)} Known: {listed(rules())}."
-        )
+        raise InputError(f"support={name!r} is not a support rule.{nearest(name, _RULES)} Known: {listed(rules())}.")
     return name
 
 

@@ -53,9 +53,7 @@ def _reindexed(sparse: SparseDelta, keep: torch.Tensor, dim: int) -> SparseDelta
     sizes[dim] = keep.numel()
     # kept rows and columns are in ascending order, so the positions stay sorted and the values need no reordering
     smaller = SparseDelta((places[0] * sizes[1] + places[1])[stays], sizes[0], sizes[1])
-    smaller.weight = nn.Parameter(
-        sparse.weight.data[stays].clone(), requires_grad=sparse.weight.requires_grad
-    )
+    smaller.weight = nn.Parameter(sparse.weight.data[stays].clone(), requires_grad=sparse.weight.requires_grad)
     return smaller.to(sparse.weight.device)
 
 

@@ -38,13 +38,9 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
         InputError: an unknown policy.
     """
     if policy not in POLICIES:
-        raise InputError(
-            f"policy={policy!r} is unknown.{nearest(policy, POLICIES)} Use one of {', '.join(POLICIES)}."
-        )
+        raise InputError(f"policy={policy!r} is unknown.{nearest(policy, POLICIES)} Use one of {', '.join(POLICIES)}.")
     if not isinstance(model, nn.Module) or not any(isinstance(m, DseeLayer) for m in model.modules()):
-        raise OrderError(
-            "merge: this model carries no DSEE update. Tune one first, or save the model as it is."
-        )
+        raise OrderError("merge: this model carries no DSEE update. Tune one first, or save the model as it is.")
     masks = {name: mask for name, mask in _masks(model).items() if mask is not None}
     if masks and policy == "error":
         raise OrderError(
@@ -57,9 +53,7 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
         _apply(merged, masks)
     after = _zeros(merged)
     if masks and policy == "dense":
-        warnings.warn(
-            f"merge: zeros fell from {before:.1%} to {after:.1%} of the matrices' weights.", stacklevel=2
-        )
+        warnings.warn(f"merge: zeros fell from {before:.1%} to {after:.1%} of the matrices' weights.", stacklevel=2)
     elif masks:
         warnings.warn(
             f"merge: every zero kept; {dropped:.1%} of the update's norm lay on zeros and was dropped.",

@@ -30,8 +30,7 @@ class Encoded(torch.utils.data.Dataset[dict[str, Any]]):
         pairs = list(part[PAIR]) if PAIR in part.column_names else None
         encoded = tokenizer(list(part[TEXT]), pairs, truncation=True, max_length=max_length)
         self.features = [
-            {key: encoded[key][i] for key in encoded} | {"labels": int(label)}
-            for i, label in enumerate(part[LABEL])
+            {key: encoded[key][i] for key in encoded} | {"labels": int(label)} for i, label in enumerate(part[LABEL])
         ]
 
     def __len__(self) -> int:

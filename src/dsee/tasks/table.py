@@ -83,9 +83,7 @@ def check_utf8(path: Path) -> None:
         try:
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}, line {line}: the file ends inside a UTF-8 character; it is cut off."
-            ) from error
+            raise InputError(f"{path}, line {line}: the file ends inside a UTF-8 character; it is cut off.") from error
 
 
 def require_column(table: Any, column: str, path: Path, key: str) -> None:

@@ -59,9 +59,7 @@ def load_text_data(spec: DataSpec, base: Path, seed: int) -> TextData:
         parts["train"] = _unique(parts["train"])
         dropped = size - len(parts["train"][LABEL])
     labels = _label_names(spec, parts["train"][LABEL], base)
-    indexed = {
-        name: _index_labels(rows, labels, spec, getattr(spec, name), base) for name, rows in parts.items()
-    }
+    indexed = {name: _index_labels(rows, labels, spec, getattr(spec, name), base) for name, rows in parts.items()}
     for name, share in (("test", spec.split.test), ("validation", spec.split.validation)):
         if name not in indexed:
             total = len(parts["train"][LABEL])
@@ -90,9 +88,7 @@ def _rows(spec: DataSpec, reference: str, base: Path) -> Rows:
             raise InputError(
                 f"{path}: no row has {', '.join(f'{c}={v!r}' for c, v in spec.where.items())} (data.where)."
             )
-    rows = {
-        key: [column[i] for i in numbers] for key, column in ((k, list(table[c])) for k, c in wanted.items())
-    }
+    rows = {key: [column[i] for i in numbers] for key, column in ((k, list(table[c])) for k, c in wanted.items())}
     for key in rows:
         for number, value in zip(numbers, rows[key], strict=True):
             if value is None or (isinstance(value, str) and not value.strip()):
@@ -129,13 +125,9 @@ def _label_names(spec: DataSpec, column: list[Any], base: Path) -> list[str]:
         numeric = all(name.lstrip("-").isdigit() for name in counts)
         names = sorted(counts, key=int) if numeric else sorted(counts)
         if len(names) > 1000 and len(names) > len(column) // 2:
-            raise InputError(
-                f"data.label={spec.label!r}: {len(names)} different values look like text, not labels."
-            )
+            raise InputError(f"data.label={spec.label!r}: {len(names)} different values look like text, not labels.")
     if len(names) < 2:
-        raise InputError(
-            f"{base / spec.train}: only one label ({names[0]!r}); a classifier needs at least two."
-        )
+        raise InputError(f"{base / spec.train}: only one label ({names[0]!r}); a classifier needs at least two.")
     return names
 
 
@@ -159,14 +151,10 @@ def _split(rows: Rows, size: int, seed: int, name: str) -> tuple[Rows, Rows]:
     from sklearn.model_selection import train_test_split
 
     try:
-        kept, taken = train_test_split(
-            range(len(rows[LABEL])), test_size=size, random_state=seed, stratify=rows[LABEL]
-        )
+        kept, taken = train_test_split(range(len(rows[LABEL])), test_size=size, random_state=seed, stratify=rows[LABEL])
     except ValueError as error:
         raise InputError(
             f"{len(rows[LABEL])} training rows are too few to cut off {size} for {name} with every label in both ({error}). "
             f"Give a file of its own as data.{name}, or more rows."
         ) from error
-    return tuple(
-        {key: [column[i] for i in numbers] for key, column in rows.items()} for numbers in (kept, taken)
-    )  # type: ignore[return-value]  # two parts
+    return tuple({key: [column[i] for i in numbers] for key, column in rows.items()} for numbers in (kept, taken))  # type: ignore[return-value]  # two parts

@@ -18,9 +18,7 @@ from dsee.training.setting import Setting
 CALIBRATION_BATCH = 32
 
 
-def _fit_and_test(
-    setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar
-) -> dict[str, Any]:
+def _fit_and_test(setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar) -> dict[str, Any]:
     if setting.recipe.base_dropout is not None:
         set_dropout(model, setting.recipe.base_dropout)
     parts = setting.parts

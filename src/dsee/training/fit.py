@@ -46,9 +46,7 @@ def evaluate(model: Any, data: Encoded, collate: Any, progress: Any = None) -> d
     was_training = model.training
     model.eval()
     try:
-        return classification_metrics(
-            predict(torch_logits(model), data, collate, progress=progress), data.labels
-        )
+        return classification_metrics(predict(torch_logits(model), data, collate, progress=progress), data.labels)
     finally:
         model.train(was_training)
 
@@ -142,9 +140,7 @@ def fit(
             label_names=["labels"],
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer = Trainer(
-            model=model, args=arguments, train_dataset=train, data_collator=collate, callbacks=[keeper]
-        )
+        trainer = Trainer(model=model, args=arguments, train_dataset=train, data_collator=collate, callbacks=[keeper])
         # prints a line of its own for each log
         trainer.remove_callback(_printer())
         trainer.train()

@@ -40,9 +40,7 @@ def measure(setting: Setting, bar: Bar, variants: dict[str, Path]) -> dict[str, 
         else:
             model = load_merged(folder)
             calls[name] = partial(model, **sample_inputs(model, shape.batch, shape.sequence))
-            sizes[name] = sum(
-                tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()
-            )
+            sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     bar.note("latency, one thread")
     times = interleaved(calls, runs=shape.runs, threads=1)
     calls.clear()

@@ -22,9 +22,7 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) ->
         if key in keys[:position]:
             mark = node.value[position][0].start_mark
             raise yaml.MarkedYAMLError(problem=f"the key {key!r} occurs twice", problem_mark=mark)
-    return dict(
-        zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True)
-    )
+    return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
 
 
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -56,9 +54,7 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     if not path.is_file():
         beside = (
-            [p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml")]
-            if path.parent.is_dir()
-            else []
+            [p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml")] if path.parent.is_dir() else []
         )
         raise InputError(f"{path}: there is no such recipe.{nearest(path.name, beside)}")
     try:
@@ -68,9 +64,7 @@ def load_recipe(path: str | Path) -> Recipe:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}"
-        ) from error
+        raise InputError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: a recipe is a mapping of keys such as 'model' and 'data'.")
     return parse_recipe(_number(content), str(path))

@@ -41,9 +41,7 @@ class _Runner:
     def __init__(self, setting: Setting, progress: Progress, fresh: bool) -> None:
         self.setting, self.progress, self.fresh = setting, progress, fresh
         recipe = setting.recipe
-        self.key = fingerprint(
-            recipe.task, recipe.data.model_dump(), recipe.seed, recipe.max_length, setting.inputs
-        )
+        self.key = fingerprint(recipe.task, recipe.data.model_dump(), recipe.seed, recipe.max_length, setting.inputs)
         self.results: dict[str, dict[str, Any]] = {}
 
     def stage(
@@ -137,9 +135,7 @@ def run(
         )
         variants |= {f"ONNX {precision}": folder for precision, folder in exports.items()}
     shape = recipe.measure.model_dump()
-    runner.stage(
-        "measure", [shape, hardware()], [], lambda: len(variants), lambda bar: measure(setting, bar, variants)
-    )
+    runner.stage("measure", [shape, hardware()], [], lambda: len(variants), lambda bar: measure(setting, bar, variants))
     return RunResult(target, runner.results, variants, setting.data.labels, hardware())
 
 
@@ -157,11 +153,7 @@ def _claim(target: Path) -> None:
         "report.png",
         "recipe.yaml",
     }
-    names = (
-        {entry.name for entry in target.iterdir() if not entry.name.startswith(".")}
-        if target.is_dir()
-        else set()
-    )
+    names = {entry.name for entry in target.iterdir() if not entry.name.startswith(".")} if target.is_dir() else set()
     if names and "stages" not in names and not names <= ours:
         raise InputError(
             f"output: {target} holds other things ({sorted(names - ours)[0]}, ...). Choose an empty folder."

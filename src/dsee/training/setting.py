@@ -71,9 +71,7 @@ class Setting:
     def inputs(self) -> dict[str, Any]:
         """Content of everything outside the recipe that the results depend on."""
         spec = self.recipe.data
-        files = [
-            existing_file(r, self.base) for r in (spec.train, spec.validation, spec.test) if r is not None
-        ]
+        files = [existing_file(r, self.base) for r in (spec.train, spec.validation, spec.test) if r is not None]
         return {"model": content_of(Path(self.model_source)), "data": [content_of(path) for path in files]}
 
     def new_model(self) -> Any:
@@ -89,9 +87,7 @@ class Setting:
             "id2label": dict(enumerate(labels)),
             "label2id": {label: i for i, label in enumerate(labels)},
         }
-        return _from_hub(
-            AutoModelForSequenceClassification, self.model_source, num_labels=len(labels), **named
-        )
+        return _from_hub(AutoModelForSequenceClassification, self.model_source, num_labels=len(labels), **named)
 
 
 def _from_hub(auto_class: Any, source: str, **kwargs: Any) -> Any:

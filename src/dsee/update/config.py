@@ -85,9 +85,7 @@ class DseeConfig(PeftConfig):
             and self.n_sparse == 0
             and not any([*self.rank_pattern.values(), *self.n_sparse_pattern.values()])
         ):
-            raise InputError(
-                "r=0 and n_sparse=0 leave nothing to train. Set r for the low-rank part, n_sparse for S2."
-            )
+            raise InputError("r=0 and n_sparse=0 leave nothing to train. Set r for the low-rank part, n_sparse for S2.")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout} is out of range: it lies in [0, 1).")
         if self.alpha <= 0:
@@ -95,13 +93,9 @@ class DseeConfig(PeftConfig):
         if self.bias not in ("none", "all", "dsee_only"):
             raise InputError(f"bias={self.bias!r} is unknown. Use 'none', 'all' or 'dsee_only'.")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise InputError(
-                "layers_to_transform needs target_modules as a list of names, not a regular expression."
-            )
+            raise InputError("layers_to_transform needs target_modules as a list of names, not a regular expression.")
         if self.layers_pattern and self.layers_to_transform is None:
-            raise InputError(
-                "layers_pattern says where layers_to_transform counts; set layers_to_transform too."
-            )
+            raise InputError("layers_pattern says where layers_to_transform counts; set layers_to_transform too.")
         check_rule(self.support)
 
     def to_dict(self) -> dict[str, Any]:

@@ -144,9 +144,7 @@ class DseeLayer(BaseTunerLayer):
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             if self.has_update(name):
-                weight.data.copy_(
-                    (weight.data.float() - self.get_delta_weight(name).float()).to(weight.dtype)
-                )
+                weight.data.copy_((weight.data.float() - self.get_delta_weight(name).float()).to(weight.dtype))
 
 
 class DseeLinear(nn.Module, DseeLayer):
@@ -189,13 +187,9 @@ class DseeLinear(nn.Module, DseeLayer):
 
     def _mixed_batch(self, x: torch.Tensor, result: torch.Tensor, adapter_names: list[str]) -> torch.Tensor:
         if self.merged:
-            raise InputError(
-                "adapter_names: an update is merged into the base. Call unmerge_adapter() first."
-            )
+            raise InputError("adapter_names: an update is merged into the base. Call unmerge_adapter() first.")
         if len(adapter_names) != x.shape[0]:
-            raise InputError(
-                f"adapter_names has {len(adapter_names)} names for a batch of {x.shape[0]} rows."
-            )
+            raise InputError(f"adapter_names has {len(adapter_names)} names for a batch of {x.shape[0]} rows.")
         for name in sorted(set(adapter_names)):
             if self.has_update(name):
                 rows = torch.tensor([i for i, n in enumerate(adapter_names) if n == name], device=x.device)

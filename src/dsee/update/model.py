@@ -24,9 +24,7 @@ class DseeModel(BaseTuner):
 
     prefix: str = "dsee_"
     tuner_layer_cls = DseeLayer
-    target_module_mapping = (
-        dict(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | architectures.default_targets()
-    )
+    target_module_mapping = dict(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | architectures.default_targets()
 
     def _prepare_model(self, peft_config: DseeConfig, model: nn.Module) -> None:
         """Refuse a target name that fits no layer, which PEFT passes over in silence if another one fits."""
@@ -98,9 +96,7 @@ class DseeModel(BaseTuner):
             yield
             return
         if self.training:
-            raise InputError(
-                "adapter_names is for inference: call model.eval() first, or train one adapter at a time."
-            )
+            raise InputError("adapter_names is for inference: call model.eval() first, or train one adapter at a time.")
         unknown = sorted(set(names) - set(self.peft_config) - {"__base__"})
         if unknown:
             raise InputError(

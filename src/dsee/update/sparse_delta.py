@@ -107,9 +107,7 @@ class SparseDelta(nn.Module):
     def dense(self) -> torch.Tensor:
         """Return S2 as an (out, in) matrix, for merging and for oracles."""
         self.check()
-        flat = torch.zeros(
-            self.out_features * self.in_features, dtype=self.weight.dtype, device=self.weight.device
-        )
+        flat = torch.zeros(self.out_features * self.in_features, dtype=self.weight.dtype, device=self.weight.device)
         flat[self.indices.to(torch.int64)] = self.weight.detach()
         return flat.view(self.out_features, self.in_features)
 

@@ -1,0 +1,122 @@
+"""Tiny models built in process: no network, no files outside the test's own folder."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+import dsee
+
+VOCABULARY, POSITIONS, LABELS = 100, 80, 3
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
+
+
+def tiny_bert(seed: int = 0, **changes):
+    torch.manual_seed(seed)
+    config = BertConfig(
+        **(SIZES | {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "num_labels": LABELS} | changes)
+    )
+    return _lively(BertForSequenceClassification(config))
+
+
+def tiny_roberta(seed: int = 0):
+    torch.manual_seed(seed)
+    config = RobertaConfig(
+        **SIZES, vocab_size=VOCABULARY, max_position_embeddings=POSITIONS + 2, num_labels=LABELS, pad_token_id=1
+    )
+    return _lively(RobertaForSequenceClassification(config))
+
+
+def tiny_electra(seed: int = 0):
+    torch.manual_seed(seed)
+    config = ElectraConfig(
+        **SIZES, embedding_size=16, vocab_size=VOCABULARY, max_position_embeddings=POSITIONS, num_labels=LABELS
+    )
+    return _lively(ElectraForSequenceClassification(config))
+
+
+def tiny_distilbert(seed: int = 0):
+    torch.manual_seed(seed)
+    config = DistilBertConfig(
+        dim=32,
+        n_layers=3,
+        n_heads=4,
+        hidden_dim=40,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=POSITIONS,
+        num_labels=LABELS,
+    )
+    return _lively(DistilBertForSequenceClassification(config))
+
+
+FAMILIES = {"bert": tiny_bert, "roberta": tiny_roberta, "electra": tiny_electra, "distilbert": tiny_distilbert}
+
+
+def _lively(model):
+    """Weights at 0.02 make logits that differ by less than rounding; at 0.2 with biases every part matters."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm" not in name and "layer_norm" not in name and "embeddings" not in name:
+                parameter.normal_(std=0.2)
+    return model.eval()
+
+
+def batch(size: int = 4, length: int = 10, labels: bool = False, seed: int = 0):
+    """Random tokens, the second sentence padded."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, VOCABULARY, (size, length), generator=generator)
+    mask = torch.ones_like(ids)
+    if size > 1:
+        mask[1, length // 2 :] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if labels:
+        inputs["labels"] = torch.randint(0, LABELS, (size,), generator=generator)
+    return inputs
+
+
+def logits(model, inputs=None):
+    with torch.no_grad():
+        return model(**(inputs or batch())).logits
+
+
+def adapted(base, **config):
+    """The base with a random, non-zero update on query and value (or what ``config`` says)."""
+    settings = {"task_type": "SEQ_CLS", "r": 4, "n_sparse": 9, "init_weights": False} | config
+    torch.manual_seed(1)
+    return get_peft_model(base, dsee.DseeConfig(**settings)).eval()
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request):
+    """Builds a tiny model of each family in turn."""
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Tables read by a test are cached in a folder of its own."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny products gain nothing from threads, and the workers share two cores."""
+    torch.set_num_threads(1)
