@@ -39,7 +39,8 @@ def default_targets() -> dict[str, list[str]]:
 
 def plain_model(model: nn.Module) -> Any:
     """Return the transformers model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    unwrap: Any = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
 
 
 def base_model(model: nn.Module) -> Any:

@@ -28,7 +28,7 @@ def _fsync(path: Path) -> None:
 
 @contextmanager
 def whole_folder(
-    target: Path, *, check: Callable[[Path], None], owned: Callable[[Path], set[str] | None]
+    target: Path, *, check: Callable[[Path], object], owned: Callable[[Path], set[str] | None]
 ) -> Iterator[Path]:
     """Yield a folder beside ``target`` to write into; when the block ends well, it is checked and takes its place.
 
@@ -84,7 +84,8 @@ def _foreign_entries(target: Path, owned: Callable[[Path], set[str] | None]) -> 
     names = owned(target)
     if names is None:
         raise ArtifactError(
-            f"{target} exists and was not written by dsee, so it is left alone. Choose another folder or empty this one."
+            f"{target} exists and was not written by dsee, so it is left alone. Choose another folder "
+            "or empty this one."
         )
     return [entry.name for entry in target.iterdir() if entry.name not in names]
 
@@ -115,5 +116,5 @@ def _explain(error: BaseException, target: Path) -> str:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     full = full or any(sign in str(error) for sign in ("No space left", "Disk quota", "File too large"))
     if full:
-        return f"{target} could not be written: no space is left there. Nothing was changed; free some space and try again."
+        return f"{target} could not be written: no space is left there. Nothing was changed; free some and try again."
     return f"{target} could not be written ({error}). Nothing was changed; check the path and its permissions."

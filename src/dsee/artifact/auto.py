@@ -1,7 +1,7 @@
 """Cut models as transformers classes of their own, so that the Auto classes load them after ``import dsee``.
 
-A cut BERT has ``model_type`` "dsee_bert" and keeps the class name BertForSequenceClassification. A plain AutoModel, in a
-process that has not imported dsee, stops at the unknown ``model_type`` instead of loading noise into wrong shapes.
+A cut BERT has ``model_type`` "dsee_bert" and keeps the class name BertForSequenceClassification. A plain AutoModel, in
+a process that has not imported dsee, stops at the unknown ``model_type`` instead of loading noise into wrong shapes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CONFIGS: dict[str, type[PretrainedConfig]] = {}
 _MODELS: dict[tuple[str, str], type[PreTrainedModel]] = {}
 
 
-class CutMixin:
+class CutMixin(nn.Module):
     """Builds the dense model, then shrinks its layers to the shapes stored in the configuration."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:

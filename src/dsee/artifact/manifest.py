@@ -102,8 +102,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     version = content.get("format") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise ArtifactError(
-            f"{folder} has format {version}, written by dsee {content.get('dsee')}; this is dsee {__version__}, which reads "
-            f"up to format {FORMAT}. Upgrade with: pip install --upgrade dsee"
+            f"{folder} has format {version}, written by dsee {content.get('dsee')}; this is dsee {__version__}, which "
+            f"reads up to format {FORMAT}. Upgrade with: pip install --upgrade dsee"
         )
     try:
         return Manifest.model_validate(content)

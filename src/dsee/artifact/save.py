@@ -12,10 +12,10 @@ from dsee.architectures._registry import CUT_PREFIX, plain_model
 from dsee.artifact.atomic import whole_folder
 from dsee.artifact.auto import config_class, is_cut
 from dsee.artifact.card import card
-from dsee.artifact.manifest import Manifest, owned_entries, verify, write_manifest
+from dsee.artifact.manifest import Kind, Manifest, owned_entries, verify, write_manifest
 from dsee.errors import InputError
 from dsee.steps import history
-from dsee.update.layer import DseeLayer
+from dsee.update.layer import any_merged, update_layers
 
 ADAPTER = "adapter"
 
@@ -43,12 +43,12 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
     if not hasattr(base, "save_pretrained") or not hasattr(base, "config"):
         raise InputError(f"save: a {type(model).__name__} is not a transformers model.")
     adapted = base is not model
-    if any(isinstance(m, DseeLayer) and m.merged for m in base.modules()):
+    if any_merged(base):
         raise InputError(
             "save: an update is merged into the base. Use dsee.merge(model), or model.unmerge_adapter() first."
         )
     target = Path(folder)
-    with whole_folder(target, check=lambda path: verify(path) and None, owned=owned_entries) as writing:
+    with whole_folder(target, check=verify, owned=owned_entries) as writing:
         model_type = _write_base(base, writing)
         if adapted:
             model.save_pretrained(writing / ADAPTER)
@@ -58,7 +58,7 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
             tokenizer.save_pretrained(writing)
         steps, structure = history(model), getattr(base.config, "dsee_structure", None)
         (writing / "README.md").write_text(card(base, model_type, steps, structure), encoding="utf-8")
-        kind = "adapted" if adapted else "model"
+        kind: Kind = "adapted" if adapted else "model"
         write_manifest(writing, Manifest(kind=kind, history=steps, structure=structure, facts=facts or {}))
     return target
 
@@ -78,7 +78,7 @@ def _write_base(base: Any, folder: Path) -> str:
 
 def _base_state(base: nn.Module) -> dict[str, torch.Tensor]:
     """The state of the model as it would be without PEFT: update modules left out, wrappers taken off the names."""
-    inside = {name for name, module in base.named_modules() if isinstance(module, DseeLayer)}
+    inside = {name for name, _ in update_layers(base)}
     state = {}
     for name, value in base.state_dict().items():
         parts = name.split(".")

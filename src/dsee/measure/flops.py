@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from dsee.architectures import LayerView, base_model, layers
@@ -72,7 +73,7 @@ def flops(model: nn.Module, batch: int = 1, sequence: int = 128) -> Flops:
     rest = sum(_linear(linear, count) for linear, count in outside)
     counted = [(view.part(p), tokens) for view in views for p in PARTS] + outside
     update = sum(_update(linear, count) for linear, count in counted)
-    zeros = sum(2 * count * int((_base(linear).weight == 0).sum()) for linear, count in counted)
+    zeros = sum(2 * count * _zeros(linear) for linear, count in counted)
     total = projections + feed_forward + attention + update + rest
     return Flops(projections, attention, feed_forward, update, rest, total - zeros)
 
@@ -82,6 +83,11 @@ PARTS = ("query", "key", "value", "output", "ffn_in", "ffn_out")
 
 def _base(linear: Any) -> Any:
     return linear.get_base_layer() if isinstance(linear, DseeLayer) else linear
+
+
+def _zeros(linear: Any) -> int:
+    weight: torch.Tensor = _base(linear).weight
+    return int(torch.count_nonzero(weight == 0))
 
 
 def _linear(linear: Any, tokens: int) -> int:

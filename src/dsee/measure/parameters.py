@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dsee.update.layer import DseeLayer
+from dsee.update.layer import update_layers
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def parameters(model: nn.Module) -> Parameters:
     """
     everything = list(model.parameters())
     update = 0
-    for layer in (module for module in model.modules() if isinstance(module, DseeLayer)):
+    for _, layer in update_layers(model):
         for part in (layer.dsee_U, layer.dsee_V, layer.dsee_S):
             update += sum(p.numel() for p in part.parameters())
     return Parameters(

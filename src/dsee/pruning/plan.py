@@ -75,8 +75,8 @@ def _wanted(rule: Rule, size: int, most: int, where: str) -> int:
         raise InputError(f"{rule.amount} of the {size} {rule.unit} of {where} is less than one. Use a larger ratio.")
     if count > most:
         raise InputError(
-            f"Removing {count} of the {size} {rule.unit} of {where} would empty a layer; at least one stays in each, so "
-            f"at most {most} can go."
+            f"Removing {count} of the {size} {rule.unit} of {where} would empty a layer; at least one stays in each, "
+            f"so at most {most} can go."
         )
     return count
 

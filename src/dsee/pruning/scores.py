@@ -176,8 +176,8 @@ def taylor_score(given: ScoreInput) -> list[torch.Tensor]:
     """
     if given.calibration is None:
         raise InputError(
-            "score='taylor' looks at data: pass calibration=, an iterable of batches with labels (a DataLoader of a few "
-            "hundred training examples will do), or use score='weight'."
+            "score='taylor' looks at data: pass calibration=, an iterable of batches with labels (a DataLoader of a "
+            "few hundred training examples will do), or use score='weight'."
         )
     part = "output" if given.unit == "heads" else "ffn_out"
     per_feature = first_order(given.model, [view.part(part) for view in given.layers], given.calibration)

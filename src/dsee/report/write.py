@@ -17,8 +17,8 @@ _PAGE = """# Report
 
 {table}
 Measured on one thread with {batch} sentence(s) of {sequence} tokens: {hardware}.
-Accuracy is of {test} held-out sentences, the epoch chosen on {validation} others; the speed-up compares CPU times. FLOPs
-are theoretical, in brackets the change of the encoder's. Memory is the peak beyond the imports.
+Accuracy is of {test} held-out sentences, the epoch chosen on {validation} others; the speed-up compares CPU times.
+FLOPs are theoretical, in brackets the change of the encoder's. Memory is the peak beyond the imports.
 
 {picture}
 Recovered and exported models: `model/` (`dsee.load`), {exports}.

@@ -22,7 +22,7 @@ from dsee.runtime.onnx_card import card
 from dsee.runtime.onnx_model import LABELS, MODEL, TOKENIZER
 from dsee.runtime.onnx_parity import check_parity
 from dsee.steps import history
-from dsee.update.layer import DseeLayer
+from dsee.update.layer import update_layers
 
 Quantize = Literal["int8"]
 OPSET = 18
@@ -41,7 +41,7 @@ def export_onnx(
 ) -> Path:
     """Export a merged encoder with free batch size and length.
 
-    The folder holds ``model.onnx``, ``tokenizer.json``, ``labels.json``, a manifest and a card whose code runs as it is.
+    The folder holds ``model.onnx``, ``tokenizer.json``, ``labels.json``, a manifest and a card whose code runs.
 
     Args:
         model: a transformers encoder with logits; merge a PeftModel first.
@@ -62,7 +62,7 @@ def export_onnx(
         MissingExtraError: onnx, onnxruntime or onnxscript is not installed.
         ArtifactError: the folder could not be written.
     """
-    if any(isinstance(module, DseeLayer) for module in model.modules()):
+    if update_layers(model):
         raise OrderError("export_onnx: the model still carries an update. Call dsee.merge(model) first.")
     if quantize not in (None, "int8"):
         raise InputError(f"quantize={quantize!r} is unknown. Use None for fp32 or 'int8'.")
@@ -71,7 +71,7 @@ def export_onnx(
     limit = max_length or longest_input(model)
     if tokenizer is not None:
         limit = min(limit, int(tokenizer.model_max_length))
-    with whole_folder(target, check=lambda path: verify(path) and None, owned=owned_entries) as writing:
+    with whole_folder(target, check=verify, owned=owned_entries) as writing:
         _trace(model, writing / MODEL)
         if quantize:
             _quantize(writing / MODEL)

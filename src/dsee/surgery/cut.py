@@ -12,7 +12,7 @@ from dsee.architectures._registry import plain_model
 from dsee.errors import OrderError
 from dsee.pruning.plan import LayerPlan
 from dsee.surgery.linear import select
-from dsee.update.layer import DseeLayer
+from dsee.update.layer import any_merged, update_layers
 
 
 def cut(model: nn.Module, plan: list[LayerPlan]) -> None:
@@ -28,7 +28,7 @@ def cut(model: nn.Module, plan: list[LayerPlan]) -> None:
     Raises:
         OrderError: an update is merged.
     """
-    if any(isinstance(module, DseeLayer) and module.merged for module in model.modules()):
+    if any_merged(model):
         raise OrderError("prune: an update is merged into the weights. Call model.unmerge_adapter() first.")
     for view, layer_plan in zip(layers(model), plan, strict=True):
         if layer_plan.heads:
@@ -78,9 +78,7 @@ def _cut_neurons(view: LayerView, removed: tuple[int, ...]) -> None:
 def _note_sizes(model: nn.Module) -> None:
     """Write each matrix's actual N into the adapters' configurations, so that every loader makes room for it."""
     configs = getattr(model, "peft_config", {})
-    for name, module in plain_model(model).named_modules():
-        if not isinstance(module, DseeLayer):
-            continue
-        for adapter in module.dsee_scaling:
-            n_sparse = module.dsee_S[adapter].n_sparse if adapter in module.dsee_S else 0
+    for name, layer in update_layers(plain_model(model)):
+        for adapter in layer.dsee_scaling:
+            n_sparse = layer.dsee_S[adapter].n_sparse if adapter in layer.dsee_S else 0
             configs[adapter].n_sparse_pattern[name] = n_sparse

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from dsee.errors import InputError, OrderError, nearest
 from dsee.steps import record
-from dsee.update.layer import DseeLayer
+from dsee.update.layer import update_layers
 
 Policy = Literal["masked", "dense", "error"]
 POLICIES: tuple[str, ...] = ("masked", "dense", "error")
@@ -27,8 +28,8 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
 
     Args:
         model: a PeftModel with a DSEE update. Its base is changed in place and returned, as by ``merge_and_unload``.
-        policy: "masked" keeps every zero of a sparse matrix and warns of the part of dW it drops there; "dense" is exact
-            and warns of the zeros it destroys; "error" refuses to merge into a sparse matrix.
+        policy: "masked" keeps every zero of a sparse matrix and warns of the part of dW it drops there; "dense" is
+            exact and warns of the zeros it destroys; "error" refuses to merge into a sparse matrix.
 
     Returns:
         The transformers model, without PEFT.
@@ -39,16 +40,17 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
     """
     if policy not in POLICIES:
         raise InputError(f"policy={policy!r} is unknown.{nearest(policy, POLICIES)} Use one of {', '.join(POLICIES)}.")
-    if not isinstance(model, nn.Module) or not any(isinstance(m, DseeLayer) for m in model.modules()):
+    if not isinstance(model, nn.Module) or not update_layers(model):
         raise OrderError("merge: this model carries no DSEE update. Tune one first, or save the model as it is.")
-    masks = {name: mask for name, mask in _masks(model).items() if mask is not None}
+    masks = _masks(model)
     if masks and policy == "error":
         raise OrderError(
             f"merge: {len(masks)} matrices hold zeros that merging would destroy (first: {next(iter(masks))})."
         )
     dropped = _dropped_share(model, masks) if masks else 0.0
     before = _zeros(model)
-    merged = model.merge_and_unload(safe_merge=True)
+    tuner: Any = model
+    merged = tuner.merge_and_unload(safe_merge=True)
     if policy == "masked":
         _apply(merged, masks)
     after = _zeros(merged)
@@ -64,28 +66,29 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
     return merged
 
 
-def _masks(model: nn.Module) -> dict[str, torch.Tensor | None]:
-    """Layer name in the base model -> where its weight is not zero; None for a dense one."""
-    result: dict[str, torch.Tensor | None] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, DseeLayer):
-            weight = module.get_base_layer().weight.data
-            kept = weight != 0
-            sparse = not module.merged and 1.0 - kept.float().mean().item() >= MASK_FROM
-            result[name.removeprefix("base_model.model.")] = kept if sparse else None
+PEFT_PREFIX = "base_model.model."
+
+
+def _masks(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Path in the base model -> where a weight is not zero, for every sparse matrix that carries an update."""
+    result = {}
+    for name, layer in update_layers(model):
+        kept = layer.get_base_layer().weight.data != 0
+        if not layer.merged and 1.0 - kept.float().mean().item() >= MASK_FROM:
+            result[name.removeprefix(PEFT_PREFIX)] = kept
     return result
 
 
 def _dropped_share(model: nn.Module, masks: dict[str, torch.Tensor]) -> float:
     """Norm of dW on the zeros over the norm of dW, over all sparse matrices."""
     lost = total = 0.0
-    for name, module in model.named_modules():
-        mask = masks.get(name.removeprefix("base_model.model."))
-        if mask is None or not isinstance(module, DseeLayer):
+    for name, layer in update_layers(model):
+        mask = masks.get(name.removeprefix(PEFT_PREFIX))
+        if mask is None:
             continue
-        for adapter in module.active_adapters:
-            if module.has_update(adapter):
-                delta = module.get_delta_weight(adapter).float()
+        for adapter in layer.active_adapters:
+            if layer.has_update(adapter):
+                delta = layer.get_delta_weight(adapter).float()
                 lost += float((delta * ~mask).square().sum())
                 total += float(delta.square().sum())
     return float((lost / total) ** 0.5) if total else 0.0
@@ -99,6 +102,6 @@ def _apply(model: nn.Module, masks: dict[str, torch.Tensor]) -> None:
 
 def _zeros(model: nn.Module) -> float:
     """Share of exact zeros in the weights of all linears."""
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
-    count = sum(w.numel() for w in weights)
-    return sum(int((w == 0).sum()) for w in weights) / count if count else 0.0
+    linears: list[Any] = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D))]
+    count = sum(linear.weight.numel() for linear in linears)
+    return sum(int((linear.weight == 0).sum()) for linear in linears) / count if count else 0.0

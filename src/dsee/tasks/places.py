@@ -15,8 +15,8 @@ def locate(reference: str, base: Path) -> Path:
     """Turn a recipe's reference into a path.
 
     Args:
-        reference: a path, absolute or relative to ``base``, or ``package:NAME/PATH``: a resource of an installed package,
-            which is found without importing it.
+        reference: a path, absolute or relative to ``base``, or ``package:NAME/PATH``: a resource of an installed
+            package, which is found without importing it.
         base: the recipe's folder.
 
     Raises:

@@ -76,8 +76,8 @@ def check_utf8(path: Path) -> None:
             except UnicodeDecodeError as error:
                 line += chunk[: error.start].count(b"\n")
                 raise InputError(
-                    f"{path}, line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x}). Convert it, for example with: "
-                    f"iconv -f latin1 -t utf-8 {path.name} > utf8{path.suffix}"
+                    f"{path}, line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x}). Convert it, for example "
+                    f"with: iconv -f latin1 -t utf-8 {path.name} > utf8{path.suffix}"
                 ) from error
             line += chunk.count(b"\n")
         try:

@@ -139,8 +139,8 @@ def _index_labels(rows: Rows, names: list[str], spec: DataSpec, reference: str |
         if name not in index:
             source = "in data.labels" if spec.labels is not None else "in the training file"
             raise InputError(
-                f"{base / str(reference)}: label {name!r} (data row {number + 1}) is not {source}.{nearest(name, names)} "
-                f"Labels: {listed(names)}."
+                f"{base / str(reference)}: label {name!r} (data row {number + 1}) is not {source}."
+                f"{nearest(name, names)} Labels: {listed(names)}."
             )
         found.append(index[name])
     return rows | {LABEL: found}
@@ -154,7 +154,7 @@ def _split(rows: Rows, size: int, seed: int, name: str) -> tuple[Rows, Rows]:
         kept, taken = train_test_split(range(len(rows[LABEL])), test_size=size, random_state=seed, stratify=rows[LABEL])
     except ValueError as error:
         raise InputError(
-            f"{len(rows[LABEL])} training rows are too few to cut off {size} for {name} with every label in both ({error}). "
-            f"Give a file of its own as data.{name}, or more rows."
+            f"{len(rows[LABEL])} training rows are too few to cut off {size} for {name} with every label in both "
+            f"({error}). Give a file of its own as data.{name}, or more rows."
         ) from error
     return tuple({key: [column[i] for i in numbers] for key, column in rows.items()} for numbers in (kept, taken))  # type: ignore[return-value]  # two parts

@@ -143,13 +143,13 @@ def export(setting: Setting, bar: Bar, source: Path, targets: dict[str, Path]) -
     results: dict[str, Any] = {}
     for precision, target in targets.items():
         bar.note(f"ONNX {precision}")
-        quantize = "int8" if precision == "int8" else None
+        quantize: Any = "int8" if precision == "int8" else None
         dsee.export_onnx(
             model,
             target,
             tokenizer=setting.tokenizer,
             quantize=quantize,
-            max_length=setting.recipe.max_length,  # type: ignore[arg-type]  # narrowed just above
+            max_length=setting.recipe.max_length,
         )
         onnx_model = OnnxModel(target)
 

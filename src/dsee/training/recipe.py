@@ -121,8 +121,8 @@ class Recipe(Section):
         output: folder for everything that comes out.
         seed: seeds the split, the support, the task head and the order of the batches.
         max_length: longest input in tokens.
-        base_dropout: dropout inside the frozen base while tuning; None keeps the model's own. 0 saves about a quarter of
-            the time, since a small update hardly overfits.
+        base_dropout: dropout inside the frozen base while tuning; None keeps the model's own. 0 saves about a quarter
+            of the time, since a small update hardly overfits.
     """
 
     model: str

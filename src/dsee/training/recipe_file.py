@@ -83,12 +83,12 @@ def parse_recipe(content: dict[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(content, dict(problem)) for problem in error.errors()]
+        lines = [_explain(dict(problem)) for problem in error.errors()]
         unique = list(dict.fromkeys(line for line in lines if line))
         raise InputError(f"{source}:\n" + "\n".join(f"  {line}" for line in unique)) from error
 
 
-def _explain(content: dict[str, Any], problem: dict[str, Any]) -> str:
+def _explain(problem: dict[str, Any]) -> str:
     loc = [part for part in problem["loc"] if not _is_branch(part)]
     name = ".".join(str(part) for part in loc)
     if problem["type"] == "extra_forbidden":

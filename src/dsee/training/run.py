@@ -124,7 +124,9 @@ def run(
         )
         variants, last = variants | {"pruned": pruned, "recovered": model}, recovered
     runner.stage("merge", None, [model], test, lambda bar: chain.merge(setting, bar, last, model))
-    exports = {precision: target / f"onnx-{precision}" for precision in dict.fromkeys(recipe.export.onnx)}
+    exports: dict[str, Path] = {
+        precision: target / f"onnx-{precision}" for precision in dict.fromkeys(recipe.export.onnx)
+    }
     if exports:
         runner.stage(
             "export",
@@ -155,7 +157,5 @@ def _claim(target: Path) -> None:
     }
     names = {entry.name for entry in target.iterdir() if not entry.name.startswith(".")} if target.is_dir() else set()
     if names and "stages" not in names and not names <= ours:
-        raise InputError(
-            f"output: {target} holds other things ({sorted(names - ours)[0]}, ...). Choose an empty folder."
-        )
+        raise InputError(f"output: {target} holds other things ({min(names - ours)}, ...). Choose an empty folder.")
     target.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from dsee.errors import InputError
 from dsee.support._registry import check_rule
 
 
-class DseePeftType(str, enum.Enum):
+class DseePeftType(enum.StrEnum):
     """The key under which PEFT finds this method; a one-member enum because PEFT's own is closed to outsiders."""
 
     DSEE = "DSEE"
@@ -26,7 +26,8 @@ class DseeConfig(PeftConfig):
     keep PEFT's meaning.
 
     Attributes:
-        target_modules: names (matched as suffixes), a regular expression, "all-linear", or None for the family's default.
+        target_modules: names (matched as suffixes), a regular expression, "all-linear", or None for the family's
+            default.
         r: rank of U V.
         alpha: the update is scaled by alpha / r.
         n_sparse: N, the number of trained entries of S2 per matrix.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -42,12 +42,22 @@ class DseeLayer(BaseTunerLayer):
     adapter_layer_names: tuple[str, ...] = ("dsee_U", "dsee_V", "dsee_S")
     other_param_names: tuple[str, ...] = ("dsee_scaling", "dsee_dropout")
 
+    if TYPE_CHECKING:
+        # PEFT's, which mypy would otherwise take for sub-modules
+        active_adapters: list[str]
+        disable_adapters: bool
+        merged: bool
+
+        def get_base_layer(self) -> Any: ...
+        def _cast_input_dtype(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor: ...
+
     def __init__(self, base_layer: nn.Module) -> None:
         self.base_layer = base_layer
-        self.dsee_U = nn.ModuleDict()
-        self.dsee_V = nn.ModuleDict()
-        self.dsee_S = nn.ModuleDict()
-        self.dsee_dropout = nn.ModuleDict()
+        # Any: a ModuleDict's type forgets what kind of module it holds
+        self.dsee_U: Any = nn.ModuleDict()
+        self.dsee_V: Any = nn.ModuleDict()
+        self.dsee_S: Any = nn.ModuleDict()
+        self.dsee_dropout: Any = nn.ModuleDict()
         self.dsee_scaling: dict[str, float] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -212,3 +222,21 @@ class DseeLinear(nn.Module, DseeLayer):
 
     def __repr__(self) -> str:
         return f"dsee.{super().__repr__()}"
+
+
+def update_layers(model: nn.Module) -> list[tuple[str, DseeLayer]]:
+    """Return every layer that carries updates, with its path.
+
+    Args:
+        model: any module.
+    """
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, DseeLayer)]
+
+
+def any_merged(model: nn.Module) -> bool:
+    """Whether an update is merged into the weights right now.
+
+    Args:
+        model: any module.
+    """
+    return any(layer.merged for _, layer in update_layers(model))

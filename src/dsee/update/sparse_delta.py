@@ -77,7 +77,8 @@ class SparseDelta(nn.Module):
         if stored != (self.out_features, self.in_features):
             raise ArtifactError(
                 f"This update was made for a {stored[0]} x {stored[1]} matrix but sits on one of {self.out_features} x "
-                f"{self.in_features}: base and update do not belong together. Load it on the (pruned) base it was tuned on."
+                f"{self.in_features}: base and update do not belong together. Load it on the (pruned) base "
+                "it was tuned on."
             )
         if self.n_sparse and int(self.indices.min()) < 0:
             raise DseeError(

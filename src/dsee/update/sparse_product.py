@@ -47,7 +47,7 @@ class _AddSparseProduct(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch does not annotate it
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, values, rows, columns = ctx.saved_tensors
         grad_x = grad_values = None
