@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import types
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -120,3 +122,90 @@ def _own_cache(tmp_path_factory, monkeypatch):
 def _one_thread():
     """Tiny products gain nothing from threads, and the workers share two cores."""
     torch.set_num_threads(1)
+
+
+WORDS = "good fine bright warm bad dull grey cold film plot scene actor the a is was very not and it".split()
+
+
+def tiny_tokenizer():
+    """A word-level tokenizer in BERT's manner."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=64, **names)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A pre-trained model as a user has it: a folder with configuration, weights and tokenizer."""
+    return save_pretrained_bert(tmp_path_factory.mktemp("pretrained") / "tiny-bert")
+
+
+def save_pretrained_bert(folder, steps=12):
+    """A tiny BERT that has read some sentences: pre-training in small, so that a small update has something to use."""
+    torch.manual_seed(0)
+    config = BertConfig(**SIZES, vocab_size=VOCABULARY, max_position_embeddings=POSITIONS, num_labels=2)
+    model, tokenizer = BertForSequenceClassification(config), tiny_tokenizer()
+    rows = sentences(256, seed=9)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        part = rows[step * 32 % 256 :][:32]
+        encoded = tokenizer([text for text, _ in part], padding=True, return_tensors="pt")
+        target = torch.tensor([int(label == "positive") for _, label in part])
+        model(**encoded, labels=target).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.bert.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def sentences(count: int, seed: int = 0):
+    """Sentences whose one judging word decides their label, so that a tiny model can learn them."""
+    import random
+
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        label = i % 2
+        judge = draw.choice(WORDS[4:8] if label == 0 else WORDS[:4])
+        filler = [draw.choice(WORDS[8:]) for _ in range(draw.randint(2, 7))]
+        filler.insert(draw.randrange(len(filler)), judge)
+        rows.append((" ".join(filler), "negative" if label == 0 else "positive"))
+    return rows
+
+
+def write_csv(path, rows, header=("text", "label")):
+    import csv
+
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, model_folder):
+    """Folder, recipe, result and progress of a finished run; do not change it, copy it."""
+    from chain import Recorder, prepare
+
+    from dsee.training import load_recipe, run
+
+    folder = tmp_path_factory.mktemp("finished")
+    path = prepare(folder, model_folder)
+    recorder = Recorder()
+    result = run(load_recipe(path), base=folder, progress=recorder)
+    return types.SimpleNamespace(folder=folder, recipe=path, result=result, progress=recorder)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished run that a test may damage."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    return folder

@@ -26,7 +26,7 @@ class Row:
         p95_ms: 95th percentile.
         cpu_ms: median CPU time, for ratios.
         megabytes: of the weights.
-        memory_mb: peak memory of the process beyond its imports.
+        memory_mb: peak memory of the process beyond its imports; None if not measured.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Row:
     p95_ms: float
     cpu_ms: float
     megabytes: float
-    memory_mb: float
+    memory_mb: float | None
 
 
 def rows(result: RunResult) -> list[Row]:
@@ -78,5 +78,5 @@ def _row(
         p95_ms=times["p95_ms"],
         cpu_ms=times["cpu_ms"],
         megabytes=measured["bytes"] / 1e6,
-        memory_mb=(memory["peak"] - memory["imports"]) / 1e6,
+        memory_mb=(memory["peak"] - memory["imports"]) / 1e6 if memory else None,
     )

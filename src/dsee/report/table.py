@@ -26,7 +26,7 @@ def cells(rows: list[Row]) -> list[list[str]]:
             f"{row.p50_ms:.1f} / {row.p95_ms:.1f} ms",
             f"{base.cpu_ms / row.cpu_ms:.2f}x",
             f"{row.megabytes:.1f}",
-            f"{row.memory_mb:.0f} MB",
+            f"{row.memory_mb:.0f} MB" if row.memory_mb is not None else "-",
         ]
         for row in rows
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +33,48 @@ def read_table(path: Path) -> Any:
         )
     if kind != "parquet":
         check_utf8(path)
-    from datasets import Dataset
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-
-    showed = is_progress_bar_enabled()
-    disable_progress_bar()
     try:
-        if kind == "csv":
-            separator = "\t" if path.suffix.lower() == ".tsv" else ","
-            # the word "NA" is a text like any other, not a missing value
-            table = Dataset.from_csv(str(path), sep=separator, keep_default_na=False)
-        elif kind == "json":
-            table = Dataset.from_json(str(path))
-        else:
-            table = Dataset.from_parquet(str(path))
-    except Exception as error:
+        with _quiet_datasets():
+            table = _parse(path, kind)
+    except Exception as error:  # noqa: BLE001 - whatever the parser says, the file is what is wrong
+        if "no data" in str(error):
+            raise InputError(f"{path} has no rows below its header.") from error
         reason = str(error.__cause__ or error).strip().splitlines()
-        raise InputError(
-            f"{path} could not be read as {kind}: {reason[0] if reason else type(error).__name__}"
-        ) from error
-    finally:
-        if showed:
-            enable_progress_bar()
+        raise InputError(f"{path} could not be read as {kind}: {reason[0] if reason else type(error).__name__}") from error
     if len(table) == 0:
         raise InputError(f"{path} has no rows below its header.")
     return table
+
+
+def _parse(path: Path, kind: str) -> Any:
+    from datasets import Dataset
+
+    if kind == "csv":
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        # the word "NA" is a text like any other, not a missing value
+        return Dataset.from_csv(str(path), sep=separator, keep_default_na=False)
+    if kind == "json":
+        return Dataset.from_json(str(path))
+    from pyarrow.parquet import read_metadata
+
+    # an empty file of this kind has a schema, and the reader stumbles over it
+    return Dataset.from_parquet(str(path)) if read_metadata(path).num_rows else []
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """No bars for a second's work, and no log lines beside the exception."""
+    from datasets.utils import logging
+
+    level, showed = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if showed:
+            logging.enable_progress_bar()
 
 
 def check_utf8(path: Path) -> None:

@@ -46,13 +46,10 @@ def measure(setting: Setting, bar: Bar, variants: dict[str, Path]) -> dict[str, 
     calls.clear()
     results: dict[str, Any] = {}
     for name, folder in variants.items():
-        bar.note(f"memory of {name}")
-        memory = peak_memory(folder, batch=shape.batch, sequence=shape.sequence)
-        results[name] = {
-            "latency": asdict(times[name]),
-            "memory": asdict(memory),
-            "bytes": sizes[name],
-        }
+        results[name] = {"latency": asdict(times[name]), "memory": None, "bytes": sizes[name]}
+        if shape.memory:
+            bar.note(f"memory of {name}")
+            results[name]["memory"] = asdict(peak_memory(folder, batch=shape.batch, sequence=shape.sequence))
         bar.advance()
     return results
 

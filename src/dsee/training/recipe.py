@@ -99,11 +99,19 @@ class ExportSpec(Section):
 
 
 class MeasureSpec(Section):
-    """The shape that FLOPs, latency and memory are measured on, one thread."""
+    """The shape that FLOPs, latency and memory are measured on, one thread.
+
+    Attributes:
+        batch: sentences.
+        sequence: tokens per sentence.
+        runs: timed calls of each variant.
+        memory: measure peak memory, which takes a fresh process for each variant.
+    """
 
     batch: Positive = 1
     sequence: Positive = 128
     runs: Positive = 30
+    memory: bool = True
 
 
 class Recipe(Section):

@@ -47,8 +47,8 @@ class DseeLayer(BaseTunerLayer):
         active_adapters: list[str]
         disable_adapters: bool
         merged: bool
+        get_base_layer: Any
 
-        def get_base_layer(self) -> Any: ...
         def _cast_input_dtype(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor: ...
 
     def __init__(self, base_layer: nn.Module) -> None:

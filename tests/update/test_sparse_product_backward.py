@@ -1,0 +1,104 @@
+"""The gradients of the sparse product equal those of the dense one."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsee.update import sparse_product
+from dsee.update.sparse_product import add_sparse_product
+from update.kernel import SETTINGS, case, oracle, tolerance
+
+
+def gradients(product, y, x, values, rows, columns, weights):
+    leaves = [t.clone().requires_grad_() for t in (y, x, values)]
+    # the kernel writes into y, and a leaf cannot be written into
+    result = product(leaves[0] * 1.0, leaves[1], leaves[2], rows, columns)
+    return torch.autograd.grad((result * weights).sum(), leaves, allow_unused=True)
+
+
+def assert_gradients_equal_dense(y, x, values, rows, columns):
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(9)).to(y.dtype)
+    ours = gradients(add_sparse_product, y, x, values, rows, columns, weights)
+    theirs = gradients(oracle, y, x, values, rows, columns, weights)
+    terms = max(1, values.numel(), x[..., 0].numel())
+    for name, mine, other in zip(("y", "x", "values"), ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, **tolerance(y.dtype, terms, 16.0), msg=lambda m, n=name: f"{n}: {m}")
+
+
+@SETTINGS
+@given(
+    lead=st.lists(st.integers(1, 4), max_size=3),
+    out_features=st.integers(1, 8),
+    in_features=st.integers(1, 8),
+    share=st.floats(0.1, 1),
+    seed=st.integers(0, 1000),
+)
+def test_gradients_equal_those_of_the_dense_product(lead, out_features, in_features, share, seed):
+    n = max(1, round(share * out_features * in_features))
+    assert_gradients_equal_dense(*case(lead, out_features, in_features, n, seed=seed))
+
+
+@pytest.mark.parametrize("floats", [1, 10, 53, 54, 55], ids=lambda f: f"chunk={f}")
+def test_the_size_of_a_chunk_does_not_matter_for_gradients(floats, monkeypatch):
+    monkeypatch.setattr(sparse_product, "CHUNK_FLOATS", floats)
+    assert_gradients_equal_dense(*case((6,), 5, 7, 9))
+
+
+@pytest.mark.parametrize("n", [1, 7, 12], ids=["one", "odd", "all of W"])
+def test_gradcheck_in_double_precision(n):
+    y, x, values, rows, columns = case((2, 3), 3, 4, n, dtype=torch.float64)
+
+    def product(y, x, values):
+        return add_sparse_product(y * 1.0, x, values, rows, columns)
+
+    leaves = [t.clone().requires_grad_() for t in (y, x, values)]
+    assert torch.autograd.gradcheck(product, leaves)
+
+
+def test_gradients_of_a_non_contiguous_input_equal_the_dense_ones():
+    y, x, values, rows, columns = case((6, 4), 5, 7, 9)
+    assert_gradients_equal_dense(y, x.transpose(0, 1).contiguous().transpose(0, 1), values, rows, columns)
+
+
+@pytest.mark.parametrize("needs", ["y", "x", "values"])
+def test_a_single_wanted_gradient_comes_alone(needs):
+    arguments = dict(zip(("y", "x", "values", "rows", "columns"), case((4,), 5, 7, 9), strict=True))
+    leaf = arguments[needs].clone().requires_grad_()
+    given = arguments | {needs: leaf}
+    result = add_sparse_product(given["y"] * 1.0, *(given[k] for k in ("x", "values", "rows", "columns")))
+    (ours,) = torch.autograd.grad(result.square().sum(), leaf)
+    expected = oracle(*given.values())
+    (theirs,) = torch.autograd.grad(expected.square().sum(), leaf)
+    torch.testing.assert_close(ours, theirs, **tolerance(torch.float32, 40, 64.0))
+
+
+def test_no_gradient_is_recorded_when_none_is_wanted():
+    assert not add_sparse_product(*case((4,), 5, 7, 9)).requires_grad
+
+
+def test_a_sum_over_many_tokens_in_bfloat16_keeps_its_small_terms():
+    # 4,097 products of 1: summed in bf16 one by one the sum would stop at 256, and 4,097 is no bf16 number
+    x = torch.ones(4097, 1, dtype=torch.bfloat16)
+    values = torch.zeros(1, requires_grad=True)
+    zero = torch.zeros(1, dtype=torch.int64)
+    add_sparse_product(torch.zeros(4097, 1, dtype=torch.bfloat16), x, values, zero, zero).sum().backward()
+    assert values.grad.tolist() == [4097.0]
+
+
+def test_nothing_dense_and_nothing_per_entry_is_kept_for_the_backward():
+    tokens, n = 64, 500
+    _, x, values, rows, columns = case((tokens,), 40, 30, n)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        add_sparse_product(torch.zeros(tokens, 40), x, values.requires_grad_(), rows, columns)
+    assert sorted(saved) == sorted([x.numel(), n, n, n])
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    y, x, values, rows, columns = case((4,), 5, 7, 9)
+    x.requires_grad_()
+    result = add_sparse_product(y, x, values.requires_grad_(), rows, columns).square().sum()
+    (first,) = torch.autograd.grad(result, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
