@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import yaml
+
 from conftest import sentences, write_csv
 
 RECIPE = {

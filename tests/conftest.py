@@ -124,7 +124,11 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-WORDS = "good fine bright warm bad dull grey cold film plot scene actor the a is was very not and it".split()
+WORDS = [
+    *["good", "fine", "bright", "warm"],
+    *["bad", "dull", "grey", "cold"],
+    *["film", "plot", "scene", "actor", "the", "a", "is", "was", "very", "not", "and", "it"],
+]
 
 
 def tiny_tokenizer():
@@ -193,7 +197,6 @@ def write_csv(path, rows, header=("text", "label")):
 def finished(tmp_path_factory, model_folder):
     """Folder, recipe, result and progress of a finished run; do not change it, copy it."""
     from chain import Recorder, prepare
-
     from dsee.training import load_recipe, run
 
     folder = tmp_path_factory.mktemp("finished")

@@ -34,6 +34,12 @@ class ExportError(DseeError):
     """An exported model does not agree with the model it came from."""
 
 
+class StoppedError(DseeError):
+    """The user pressed Ctrl-C; 130 is 128 + SIGINT, as shells have it."""
+
+    exit_code = 130
+
+
 class MissingExtraError(DseeError):
     """An optional dependency is not installed."""
 

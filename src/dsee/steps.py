@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,7 @@ def history(model: nn.Module) -> list[Step]:
     Args:
         model: a transformers model, with or without PEFT around it.
     """
-    return [dict(step) for step in getattr(plain_model(model), _ATTRIBUTE, [])]
+    return deepcopy(getattr(plain_model(model), _ATTRIBUTE, []))
 
 
 def record(model: nn.Module, step: str, **facts: Any) -> None:
@@ -41,4 +42,4 @@ def restore(model: nn.Module, steps: list[Step]) -> None:
         model: the model.
         steps: the steps, oldest first.
     """
-    setattr(plain_model(model), _ATTRIBUTE, [dict(step) for step in steps])
+    setattr(plain_model(model), _ATTRIBUTE, deepcopy(list(steps)))

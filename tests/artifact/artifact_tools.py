@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dsee.artifact.manifest import NAME, read_manifest, write_manifest
+from dsee.artifact.manifest import NAME, read_manifest, seal, write_manifest
 from dsee.pruning.plan import LayerPlan
 from dsee.surgery.cut import cut
 
@@ -53,6 +53,7 @@ def edit_manifest(folder: Path, change) -> Path:
     """Let ``change`` edit the manifest's content in place; the other files stay as they are."""
     content = json.loads((folder / NAME).read_text())
     change(content)
+    content["seal"] = seal(content)
     (folder / NAME).write_text(json.dumps(content))
     return folder
 

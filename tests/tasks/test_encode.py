@@ -1,11 +1,13 @@
 """Batches sorted by length must not shuffle the answers."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
-from conftest import sentences, tiny_tokenizer
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
+from conftest import sentences, tiny_tokenizer
 from dsee.tasks.encode import Encoded, batches, predict
 from dsee.tasks.metrics import classification_metrics
 
@@ -28,7 +30,7 @@ def test_answers_come_back_in_the_examples_order(encoded):
 
 def test_batches_hold_every_example_once_and_grow(encoded):
     found = list(batches(encoded, DataCollatorWithPadding(tiny_tokenizer()), 5))
-    assert sorted(sum((positions for positions, _ in found), [])) == list(range(23))
+    assert sorted(chain.from_iterable(positions for positions, _ in found)) == list(range(23))
     widths = [batch["input_ids"].shape[1] for _, batch in found]
     assert widths == sorted(widths)
 

@@ -1,10 +1,11 @@
 """Tables in every format, and what is said of broken ones."""
 
 import json
+from itertools import chain
 
 import pytest
-from conftest import sentences, write_csv
 
+from conftest import sentences, write_csv
 from dsee.errors import InputError
 from dsee.tasks import DataSpec, load_text_data
 from dsee.tasks.places import locate
@@ -34,7 +35,7 @@ def write(tmp_path, suffix, rows):
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_every_format_gives_the_same_rows(tmp_path, suffix):
-    rows = [*sentences(20), ("NA", "positive"), ("ünïcödé – “quoted”", "negative")]
+    rows = [*sentences(20), ("NA", "positive"), ("ünïcödé \u2013 “quoted”", "negative")]
     table = read_table(write(tmp_path, suffix, rows))
     assert list(zip(table["text"], table["label"], strict=True)) == rows
 
@@ -142,7 +143,7 @@ def test_parts_are_disjoint_complete_and_stratified(tmp_path):
     data = load(tmp_path, split={"validation": 0.1, "test": 0.2})
     parts = [list(part["text"]) for part in (data.train, data.validation, data.test)]
     assert [len(part) for part in parts] == [70, 10, 20]
-    assert sorted(sum(parts, [])) == sorted(text for text, _ in rows)
+    assert sorted(chain.from_iterable(parts)) == sorted(text for text, _ in rows)
     assert sum(data.test["label"]) == 10
     assert data.labels == ["negative", "positive"]
 
@@ -178,7 +179,7 @@ def test_where_and_deduplicate(tmp_path):
     write_csv(tmp_path / "train.csv", rows, header=("text", "label", "source"))
     kept = {t for t, _, source in rows if source == "web"}
     data = load(tmp_path, where={"source": "web"}, deduplicate=True)
-    texts = sum((list(part["text"]) for part in (data.train, data.validation, data.test)), [])
+    texts = list(chain.from_iterable(part["text"] for part in (data.train, data.validation, data.test)))
     assert sorted(texts) == sorted(kept)
     assert data.dropped == sum(source == "web" for *_, source in rows) - len(kept)
 

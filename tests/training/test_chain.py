@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tokenizer
 from transformers import BertForSequenceClassification
 
 import dsee
+from conftest import tiny_tokenizer
 from dsee.report import rows, write_report
 from dsee.runtime import OnnxModel
 from dsee.training import load_recipe

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chain import Recorder, prepare
 
+from chain import Recorder, prepare
 from dsee.artifact.manifest import sha256
 from dsee.errors import DseeError, InputError
 from dsee.training import load_recipe, run

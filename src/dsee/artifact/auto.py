@@ -28,6 +28,7 @@ AUTO_CLASSES = (
     "AutoModelForMaskedLM",
     "AutoModelForCausalLM",
     "AutoModelForPreTraining",
+    "AutoModelForNextSentencePrediction",
 )
 
 _CONFIGS: dict[str, type[PretrainedConfig]] = {}
@@ -58,7 +59,7 @@ def shrink(model: Any, structure: Any) -> None:
         raise ArtifactError("config.json: dsee_structure has to hold 'heads' and 'neurons', one number per layer each.")
     for unit, full in sizes.items():
         stored = structure[unit]
-        fits = isinstance(stored, list) and len(stored) == len(full) and all(isinstance(n, int) for n in stored)
+        fits = isinstance(stored, list) and len(stored) == len(full) and all(type(n) is int for n in stored)
         if not fits or not all(1 <= n <= most for n, most in zip(stored, full, strict=True)):
             raise ArtifactError(f"config.json: dsee_structure[{unit!r}]={stored} does not fit a model with {full}.")
     cut(
@@ -76,6 +77,9 @@ def config_class(model_type: str) -> type[PretrainedConfig]:
     Args:
         model_type: the family, "bert" for example.
     """
+    if model_type not in _CONFIGS:
+        # a family registered since dsee was imported
+        register_auto_classes()
     return _CONFIGS[model_type]
 
 
@@ -87,6 +91,8 @@ def model_class(model_type: str, name: str) -> type[PreTrainedModel] | None:
         name: as in ``architectures``, "BertForSequenceClassification" for example.
     """
     if model_type.startswith(CUT_PREFIX):
+        if model_type.removeprefix(CUT_PREFIX) not in _CONFIGS:
+            register_auto_classes()
         return _MODELS.get((model_type, name))
     found = getattr(transformers, name, None)
     return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None

@@ -23,8 +23,14 @@ tags:
 
 """
 
-_LOAD = """import dsee  # registers the class; without it AutoModel stops at model_type {model_type!r}
-model = dsee.load("this-folder")  # or transformers.{auto}.from_pretrained("this-folder")"""
+_LOAD = {
+    "cut": """import dsee  # registers the class; without it AutoModel stops at model_type {model_type!r}
+model = dsee.load("this-folder")  # or transformers.{auto}.from_pretrained("this-folder")""",
+    "stock": """import transformers
+model = transformers.{auto}.from_pretrained("this-folder")  # or dsee.load, which checks every file first""",
+    "adapted": """import dsee
+model = dsee.load("this-folder")  # a PeftModel: the base in this folder with the update in adapter/""",
+}
 
 
 def describe(step: Step) -> str:
@@ -43,7 +49,9 @@ def describe(step: Step) -> str:
     return f"{name}: {facts}" if facts else str(name)
 
 
-def card(model: Any, model_type: str, history: list[Step], structure: dict[str, list[int]] | None) -> str:
+def card(
+    model: Any, model_type: str, history: list[Step], structure: dict[str, list[int]] | None, *, adapted: bool = False
+) -> str:
     """Return the text of the card.
 
     Args:
@@ -51,14 +59,16 @@ def card(model: Any, model_type: str, history: list[Step], structure: dict[str, 
         model_type: the ``model_type`` it is saved under.
         history: its steps.
         structure: heads and neurons of each layer.
+        adapted: whether its update lies beside it.
     """
+    way = "adapted" if adapted else "cut" if structure else "stock"
     parameters = sum(p.numel() for p in model.parameters())
     summary = f"A {type(model).__name__} of {parameters / 1e6:.1f} M parameters, made with dsee."
     auto = "AutoModel" + ("For" + type(model).__name__.split("For", 1)[1] if "For" in type(model).__name__ else "")
     text = _HEAD.format(
         title=f"{type(model).__name__} ({model_type})",
         summary=summary,
-        code=_LOAD.format(model_type=model_type, auto=auto),
+        code=_LOAD[way].format(model_type=model_type, auto=auto),
     )
     if history:
         text += "## How it was made\n\n" + "".join(f"{i}. {describe(s)}\n" for i, s in enumerate(history, 1)) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from peft import PeftModel
 
 from dsee.artifact.atomic import heal
 from dsee.artifact.auto import model_class
-from dsee.artifact.manifest import read_manifest, verify
+from dsee.artifact.manifest import Manifest, owned_entries, read_manifest, verify
 from dsee.artifact.save import ADAPTER
-from dsee.errors import ArtifactError, InputError
+from dsee.errors import ArtifactError, DseeError, InputError
 from dsee.steps import restore
 
 
@@ -34,13 +35,21 @@ def load(folder: str | Path, *, trainable: bool = False, **kwargs: Any) -> Any:
         InputError: the folder holds an ONNX model.
     """
     folder = Path(folder)
-    heal(folder)
+    heal(folder.resolve(), owned_entries)
     manifest = verify(folder, read_manifest(folder))
     if manifest.kind == "onnx":
         raise InputError(f"{folder} holds an ONNX model. Use dsee.runtime.OnnxModel(folder), or `dsee predict`.")
-    model = _load_base(folder, kwargs)
-    if manifest.kind == "adapted":
-        model = PeftModel.from_pretrained(model, str(folder / ADAPTER), is_trainable=trainable)
+    try:
+        model = _load_base(folder, kwargs)
+        if manifest.kind == "adapted":
+            model = _load_adapters(model, folder / ADAPTER, manifest, trainable)
+    except DseeError:
+        raise
+    except Exception as error:
+        # transformers and PEFT raise anything on files that make no sense
+        raise ArtifactError(
+            f"{folder} could not be loaded ({type(error).__name__}: {error}). Save it again."
+        ) from error
     restore(model, manifest.history)
     model.eval()
     return model
@@ -50,7 +59,7 @@ def _load_base(folder: Path, kwargs: dict[str, Any]) -> Any:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type, name = str(config["model_type"]), str(config["architectures"][0])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ArtifactError(
             f"{folder / 'config.json'} does not describe a model ({error!r}). Save it again."
         ) from error
@@ -60,9 +69,29 @@ def _load_base(folder: Path, kwargs: dict[str, Any]) -> Any:
             f"{folder} holds a {name} of type {model_type!r}, which neither this dsee nor this transformers knows. "
             "Upgrade both, or import the package that defines it first."
         )
-    try:
-        return found.from_pretrained(folder, **kwargs)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(f"{folder} could not be loaded as {name}: {error}") from error
+    model, report = found.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
+    if report["missing_keys"]:
+        # transformers has put random numbers in their place
+        raise ArtifactError(
+            f"{folder} holds no weights for {', '.join(sorted(report['missing_keys']))}. Save it again."
+        )
+    return model
+
+
+def _load_adapters(model: Any, folder: Path, manifest: Manifest, trainable: bool) -> Any:
+    # PEFT keeps the adapter called "default" in the folder itself and the others in folders of their own
+    places = {name: folder if name == "default" else folder / name for name in manifest.adapters}
+    for place in places.values() or [folder]:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            # PEFT would look for a missing file on the Hub, and for an old-style one to unpickle
+            if not (place / name).is_file():
+                raise ArtifactError(f"{place / name} is missing from the artifact. Save the model again.")
+    first, *others = places
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        model = PeftModel.from_pretrained(model, str(places[first]), adapter_name=first, is_trainable=trainable)
+        for name in others:
+            model.load_adapter(str(places[name]), adapter_name=name, is_trainable=trainable)
+    if manifest.active != [first]:
+        model.base_model.set_adapter(manifest.active, inference_mode=not trainable)
+    return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,6 +39,8 @@ class Manifest(BaseModel):
         kind: "model" (a plain or cut transformers model), "adapted" (a base with an update beside it) or "onnx".
         history: the steps the model has been through.
         structure: heads and neurons of each layer, if the family is mapped.
+        adapters: names of the updates beside the base, in their order.
+        active: those of them that were switched on.
         facts: measured or derived facts of the export, such as the parity of an ONNX model.
         files: every other file of the folder, by its relative path.
     """
@@ -50,6 +52,8 @@ class Manifest(BaseModel):
     kind: Kind
     history: list[dict[str, Any]] = []
     structure: dict[str, list[int]] | None = None
+    adapters: list[str] = []
+    active: list[str] = []
     facts: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
 
@@ -58,6 +62,16 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def seal(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's own content, so that a flipped bit in it shows too.
+
+    Args:
+        content: the manifest as plain data; its "seal" is left out.
+    """
+    rest = {key: value for key, value in content.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -69,8 +83,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
     files = {p.relative_to(folder).as_posix(): FileEntry(bytes=p.stat().st_size, sha256=sha256(p)) for p in paths}
-    text = manifest.model_copy(update={"files": files}).model_dump(mode="json")
-    (folder / NAME).write_text(json.dumps(text, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    content = manifest.model_copy(update={"files": files}).model_dump(mode="json")
+    content["seal"] = seal(content)
+    (folder / NAME).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -95,16 +110,22 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise ArtifactError(f"{path} is larger than any manifest: the file is damaged or not ours.")
     try:
         content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        found = seal(content) if isinstance(content, dict) else None
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is not valid JSON ({error}): the file is damaged. Copy or save it again."
         ) from error
     version = content.get("format") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT:
+    # not isinstance: True is an int, and "2" or 2.0 would be taken for one further down
+    if type(version) is int and version > FORMAT:
         raise ArtifactError(
             f"{folder} has format {version}, written by dsee {content.get('dsee')}; this is dsee {__version__}, which "
             f"reads up to format {FORMAT}. Upgrade with: pip install --upgrade dsee"
         )
+    if found is None or type(version) is not int or version < 1 or not {"kind", "files"} <= set(content):
+        raise ArtifactError(f"{path} is damaged: it has no format, kind or files. Copy or save it again.")
+    if content.pop("seal", None) != found:
+        raise ArtifactError(f"{path} is damaged: its content is not what was saved. Copy it again.")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
@@ -131,28 +152,33 @@ def verify(folder: str | Path, manifest: Manifest | None = None) -> Manifest:
     folder = Path(folder)
     manifest = manifest or read_manifest(folder)
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        # by its letters: a link, as in the Hub's cache, is the doing of whoever owns the disk
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             raise ArtifactError(
                 f"{folder / NAME} names {name!r}, outside the folder: the manifest is hostile or damaged."
             )
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing from the artifact. Copy the folder again, or save the model again.")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            word = "truncated" if size < entry.bytes else "longer than it was"
-            raise ArtifactError(f"{path} is {word}: {size} bytes instead of {entry.bytes}. Copy or save it again.")
-        if sha256(path) != entry.sha256:
-            raise ArtifactError(
-                f"{path} has other bytes than were saved (SHA-256 differs): it is damaged. Copy it again."
-            )
+        try:
+            _verify_file(folder / name, entry)
+        except OSError as error:
+            raise ArtifactError(f"{folder / name} could not be read ({error.strerror}).") from error
     return manifest
 
 
+def _verify_file(path: Path, entry: FileEntry) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing from the artifact. Copy the folder again, or save the model again.")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        word = "truncated" if size < entry.bytes else "longer than it was"
+        raise ArtifactError(f"{path} is {word}: {size} bytes instead of {entry.bytes}. Copy or save it again.")
+    if sha256(path) != entry.sha256:
+        raise ArtifactError(f"{path} has other bytes than were saved (SHA-256 differs): it is damaged. Copy it again.")
+
+
 def owned_entries(folder: Path) -> set[str] | None:
-    """Return the top-level names a dsee artifact consists of, or None if the folder is not one."""
+    """Return the relative paths of the files a dsee artifact consists of, or None if the folder is not one."""
     try:
         manifest = read_manifest(folder)
     except ArtifactError:
         return None
-    return {NAME} | {name.split("/")[0] for name in manifest.files}
+    return {NAME, *manifest.files}

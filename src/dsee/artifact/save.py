@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from dsee.architectures._registry import CUT_PREFIX, plain_model
@@ -15,7 +17,6 @@ from dsee.artifact.card import card
 from dsee.artifact.manifest import Kind, Manifest, owned_entries, verify, write_manifest
 from dsee.errors import InputError
 from dsee.steps import history
-from dsee.update.layer import any_merged, update_layers
 
 ADAPTER = "adapter"
 
@@ -36,31 +37,57 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
         The folder.
 
     Raises:
-        InputError: not a transformers model, or one with a merged update.
+        InputError: not a transformers model, one with a merged update, or facts that JSON cannot hold.
         ArtifactError: the folder could not be written; what was there before is untouched.
     """
     base = plain_model(model)
     if not hasattr(base, "save_pretrained") or not hasattr(base, "config"):
         raise InputError(f"save: a {type(model).__name__} is not a transformers model.")
     adapted = base is not model
-    if any_merged(base):
+    # LoRA's too: a base that holds its update already would get it twice when loaded
+    if any(isinstance(module, BaseTunerLayer) and module.merged for module in base.modules()):
         raise InputError(
             "save: an update is merged into the base. Use dsee.merge(model), or model.unmerge_adapter() first."
         )
+    _check_facts(facts)
     target = Path(folder)
     with whole_folder(target, check=verify, owned=owned_entries) as writing:
         model_type = _write_base(base, writing)
         if adapted:
             model.save_pretrained(writing / ADAPTER)
-            # PEFT's card is a form to fill in; ours says what the model is
-            (writing / ADAPTER / "README.md").unlink(missing_ok=True)
+            _tidy_adapters(writing / ADAPTER)
         if tokenizer is not None:
             tokenizer.save_pretrained(writing)
         steps, structure = history(model), getattr(base.config, "dsee_structure", None)
-        (writing / "README.md").write_text(card(base, model_type, steps, structure), encoding="utf-8")
+        (writing / "README.md").write_text(card(base, model_type, steps, structure, adapted=adapted), encoding="utf-8")
         kind: Kind = "adapted" if adapted else "model"
-        write_manifest(writing, Manifest(kind=kind, history=steps, structure=structure, facts=facts or {}))
+        manifest = Manifest(kind=kind, history=steps, structure=structure, facts=facts or {})
+        if adapted:
+            manifest.adapters, manifest.active = list(model.peft_config), list(model.active_adapters)
+        write_manifest(writing, manifest)
     return target
+
+
+def _check_facts(facts: dict[str, Any] | None) -> None:
+    try:
+        Manifest(kind="model", facts=facts or {}).model_dump(mode="json")
+    except ValueError as error:
+        raise InputError(f"save: facts have to be plain data that JSON can hold ({error}).") from error
+
+
+def _tidy_adapters(folder: Path) -> None:
+    """Take out of PEFT's files what differs from one save to the next."""
+    for path in folder.rglob("README.md"):
+        # a form to fill in; ours says what the model is
+        path.unlink()
+    for path in folder.rglob("adapter_config.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # where the base lay on this machine; it lies one folder up
+        content["base_model_name_or_path"] = None
+        if content.get("modules_to_save"):
+            # PEFT adds the task head once more at each load
+            content["modules_to_save"] = list(dict.fromkeys(content["modules_to_save"]))
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write_base(base: Any, folder: Path) -> str:
@@ -78,13 +105,16 @@ def _write_base(base: Any, folder: Path) -> str:
 
 def _base_state(base: nn.Module) -> dict[str, torch.Tensor]:
     """The state of the model as it would be without PEFT: update modules left out, wrappers taken off the names."""
-    inside = {name for name, _ in update_layers(base)}
+    updates = tuple(
+        f"{name}.{part}."
+        for name, module in base.named_modules()
+        if isinstance(module, BaseTunerLayer)
+        for part in module.adapter_layer_names
+    )
     state = {}
     for name, value in base.state_dict().items():
         parts = name.split(".")
-        if any(part.startswith("dsee_") and ".".join(parts[:i]) in inside for i, part in enumerate(parts)):
-            continue
-        if "modules_to_save" in parts:
+        if name.startswith(updates) or "modules_to_save" in parts:
             continue
         state[".".join(part for part in parts if part not in ("base_layer", "original_module"))] = value
     return state

@@ -13,10 +13,7 @@ from dsee.cli.demo import demo
 from dsee.cli.inspect import inspect
 from dsee.cli.predict import predict
 from dsee.cli.run import run
-from dsee.errors import DseeError
-
-#: 128 + SIGINT, as shells have it.
-INTERRUPTED = 130
+from dsee.errors import DseeError, StoppedError
 
 app = typer.Typer(
     name="dsee",
@@ -61,11 +58,8 @@ def main() -> None:
     except DseeError as error:
         if os.environ.get("DSEE_TRACEBACK"):
             raise
-        _say(f"error: {error}")
+        _say(str(error) if isinstance(error, StoppedError) else f"error: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _say("stopped. Finished stages are kept: the same command goes on from the last one.")
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # the reader of our output has gone, as with `| head`; Python would complain once more while closing
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

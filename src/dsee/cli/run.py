@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsee.errors import StoppedError
+
 if TYPE_CHECKING:
     from dsee.training import Recipe
 
@@ -47,7 +49,12 @@ def carry_out(recipe: Recipe, base: Path, output: Path | None, fresh: bool) -> N
     from dsee.training.setting import Setting
 
     register()
-    result = run_recipe(recipe, base=base, output=output.resolve() if output else None, progress=terminal, fresh=fresh)
+    target = output.resolve() if output else None
+    try:
+        result = run_recipe(recipe, base=base, output=target, progress=terminal, fresh=fresh)
+    except KeyboardInterrupt as stop:
+        # typer would end the process without a word
+        raise StoppedError("stopped. Finished stages are kept: the same command goes on from the last one.") from stop
     data = Setting(recipe, base, result.output).data
     sizes = {name: len(getattr(data, name)) for name in ("train", "validation", "test")}
     rows = write_report(result, recipe, sizes)

@@ -15,6 +15,7 @@ from torch import nn
 
 from dsee.architectures import LayerView, base_model, layers
 from dsee.architectures._registry import plain_model
+from dsee.measure.sample import check_sizes
 from dsee.update.layer import DseeLayer, linear_shape
 
 
@@ -62,7 +63,9 @@ def flops(model: nn.Module, batch: int = 1, sequence: int = 128) -> Flops:
 
     Raises:
         ArchitectureError: the family has no map.
+        InputError: no sentence or no token.
     """
+    check_sizes(batch, sequence)
     tokens = batch * sequence
     views = layers(model)
     projections = sum(_linear(view.part(p), tokens) for view in views for p in ("query", "key", "value", "output"))
@@ -118,7 +121,8 @@ def _outside(model: nn.Module, views: list[LayerView]) -> Iterator[tuple[nn.Modu
             skip |= {id(part) for part in module.modules()}
         elif not isinstance(module, nn.Linear):
             continue
-        yield module, "pooler" in name if id(module) in of_body else sentence_task
+        once = "pooler" in name if id(module) in of_body else sentence_task or "seq_relationship" in name
+        yield module, once
 
 
 def _idle_copy(model: nn.Module, name: str) -> bool:

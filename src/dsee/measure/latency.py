@@ -13,6 +13,7 @@ import torch
 
 from dsee.errors import InputError
 from dsee.measure.sample import sample_inputs
+from dsee.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,5 @@ def latency(
         threads: threads for torch.
     """
     inputs = sample_inputs(model, batch, sequence)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return interleaved({"model": lambda: model(**inputs)}, runs=runs, warmup=warmup, threads=threads)["model"]
-    finally:
-        model.train(was_training)

@@ -24,6 +24,20 @@ def longest_input(model: Any) -> int:
     return longest
 
 
+def check_sizes(batch: int, sequence: int) -> None:
+    """Refuse to measure with no sentence or no token.
+
+    Args:
+        batch: sentences.
+        sequence: tokens per sentence.
+
+    Raises:
+        InputError: one of them is less than 1.
+    """
+    if batch < 1 or sequence < 1:
+        raise InputError(f"batch={batch} and sequence={sequence} have to be at least 1.")
+
+
 def sample_inputs(model: Any, batch: int, sequence: int, *, padded: bool = False) -> dict[str, torch.Tensor]:
     """Return random token ids and a mask.
 
@@ -37,9 +51,10 @@ def sample_inputs(model: Any, batch: int, sequence: int, *, padded: bool = False
         ``input_ids`` and ``attention_mask``, (batch, sequence) int64 each; the same for the same arguments.
 
     Raises:
-        InputError: the sequence is longer than the model's positions.
+        InputError: nothing to measure with, or the sequence is longer than the model's positions.
     """
     inner = plain_model(model)
+    check_sizes(batch, sequence)
     if sequence > longest_input(model):
         raise InputError(f"sequence={sequence} is longer than the {longest_input(model)} tokens this model can take.")
     generator = torch.Generator().manual_seed(batch * 1_000_003 + sequence)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dsee.errors import InputError
+from dsee.modes import evaluating
 
 Batch = Mapping[str, Any]
 
@@ -31,15 +32,11 @@ def first_order(model: nn.Module, linears: list[nn.Module], batches: Iterable[Ba
     """
     device = next(model.parameters()).device
     collected: list[list[torch.Tensor]] = [[] for _ in linears]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             on_device = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             for kept, contribution in zip(collected, _one_batch(model, linears, on_device), strict=True):
                 kept.append(contribution)
-    finally:
-        model.train(was_training)
     if not collected or not collected[0]:
         raise InputError("The calibration set is empty: at least one batch is needed to score with data.")
     return [torch.cat(kept) for kept in collected]
@@ -61,7 +58,7 @@ def _one_batch(model: nn.Module, linears: list[nn.Module], batch: Mapping[str, A
     try:
         with torch.enable_grad():
             output = model(**batch)
-            loss = output["loss"] if isinstance(output, Mapping) and "loss" in output else getattr(output, "loss", None)
+            loss = _loss(output, batch)
             if loss is None:
                 raise InputError("The calibration batches have no labels, so the model returns no loss. Add 'labels'.")
             ordered = [inputs[i] for i in range(len(linears))]
@@ -73,3 +70,12 @@ def _one_batch(model: nn.Module, linears: list[nn.Module], batch: Mapping[str, A
     scale = float(ordered[0].shape[0])
     products = [(x.detach().float() * g.float() * scale).cpu() for x, g in zip(ordered, gradients, strict=True)]
     return [product.flatten(1, -2).sum(1) if product.dim() > 2 else product for product in products]
+
+
+def _loss(output: Any, batch: Batch) -> Any:
+    if isinstance(output, Mapping):
+        return output.get("loss")
+    if isinstance(output, tuple) and "labels" in batch:
+        # a model with return_dict=False puts the loss first
+        return output[0]
+    return getattr(output, "loss", None)

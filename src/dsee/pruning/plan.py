@@ -56,11 +56,18 @@ def plan_for(model: nn.Module, rule: Rule, calibration: Iterable[Batch] | None =
     else:
         counts = [_wanted(rule, size, size - 1, f"layer {view.index}") for view, size in zip(views, sizes, strict=True)]
     counts = [_rounded(rule, count, size) for count, size in zip(counts, sizes, strict=True)]
+    if not any(counts):
+        raise InputError(
+            f"{rule.amount} of {sizes} {rule.unit}, rounded so that multiples of {_multiple(rule, max(sizes))} remain, "
+            "is none. Ask for more, or set a smaller multiple_of."
+        )
     chosen = [_lowest(score, count) for score, count in zip(ranked, counts, strict=True)]
     return [LayerPlan(heads=c) if rule.unit == "heads" else LayerPlan(neurons=c) for c in chosen]
 
 
 def _check_scores(rule: Rule, views: list[LayerView], ranked: list[torch.Tensor], sizes: list[int]) -> None:
+    if len(ranked) != len(views):
+        raise InputError(f"score={rule.score!r} gave values for {len(ranked)} of {len(views)} layers.")
     for view, score, size in zip(views, ranked, sizes, strict=True):
         if score.shape != (size,):
             raise InputError(f"score={rule.score!r} gave shape {tuple(score.shape)} for {size} {rule.unit}.")
@@ -83,13 +90,20 @@ def _wanted(rule: Rule, size: int, most: int, where: str) -> int:
 
 def _rounded(rule: Rule, count: int, size: int) -> int:
     """Adjust a count so that what remains is the nearest multiple the rule asks for."""
-    if not isinstance(rule, Neurons):
+    multiple = _multiple(rule, size)
+    if multiple == 1:
         return count
-    multiple = rule.multiple_of
-    if multiple is None:
-        multiple = ROUNDING if isinstance(rule.amount, float) and size >= ROUNDING_FROM else 1
     kept = multiple * max(1, math.floor((size - count) / multiple + 0.5))
     return max(0, size - kept)
+
+
+def _multiple(rule: Rule, size: int) -> int:
+    """What the remaining number of a layer of ``size`` has to be a multiple of."""
+    if not isinstance(rule, Neurons):
+        return 1
+    if rule.multiple_of is not None:
+        return rule.multiple_of
+    return ROUNDING if isinstance(rule.amount, float) and size >= ROUNDING_FROM else 1
 
 
 def _lowest(score: torch.Tensor, count: int) -> tuple[int, ...]:

@@ -81,5 +81,10 @@ class Neurons(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.multiple_of is not None and self.multiple_of < 1:
-            raise InputError(f"Neurons: multiple_of={self.multiple_of} has to be at least 1.")
+        multiple = self.multiple_of
+        if multiple is not None and (not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1):
+            raise InputError(f"Neurons: multiple_of={multiple!r} has to be a whole number, at least 1.")
+
+    def facts(self) -> dict[str, Any]:
+        """Return the rule as plain data for the history."""
+        return super().facts() | {"multiple_of": self.multiple_of}

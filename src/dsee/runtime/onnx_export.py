@@ -17,10 +17,10 @@ from dsee.architectures._registry import plain_model
 from dsee.artifact.atomic import whole_folder
 from dsee.artifact.manifest import Manifest, owned_entries, verify, write_manifest
 from dsee.errors import InputError, MissingExtraError, OrderError
-from dsee.measure.sample import longest_input
+from dsee.measure.sample import longest_input, sample_inputs
 from dsee.runtime.onnx_card import card
-from dsee.runtime.onnx_model import LABELS, MODEL, TOKENIZER
-from dsee.runtime.onnx_parity import check_parity
+from dsee.runtime.onnx_model import LABELS, MODEL, TOKENIZER, TYPES
+from dsee.runtime.onnx_parity import check_parity, evaluating
 from dsee.steps import history
 from dsee.update.layer import update_layers
 
@@ -57,7 +57,8 @@ def export_onnx(
 
     Raises:
         OrderError: the model still carries an update.
-        InputError: no logits, an unknown ``quantize``, or a slow tokenizer.
+        InputError: no logits, weights that are not fp32, an unknown ``quantize``, a ``max_length`` that the model
+            cannot take, or a slow tokenizer.
         ExportError: the export's logits are not the model's.
         MissingExtraError: onnx, onnxruntime or onnxscript is not installed.
         ArtifactError: the folder could not be written.
@@ -67,12 +68,11 @@ def export_onnx(
     if quantize not in (None, "int8"):
         raise InputError(f"quantize={quantize!r} is unknown. Use None for fp32 or 'int8'.")
     _require()
+    _check_model(model)
     target = Path(folder)
-    limit = max_length or longest_input(model)
-    if tokenizer is not None:
-        limit = min(limit, int(tokenizer.model_max_length))
+    limit = _limit(model, tokenizer, max_length)
     with whole_folder(target, check=verify, owned=owned_entries) as writing:
-        _trace(model, writing / MODEL)
+        _trace(model, writing / MODEL, _inputs(model, tokenizer))
         if quantize:
             _quantize(writing / MODEL)
         if tokenizer is not None:
@@ -80,9 +80,11 @@ def export_onnx(
         labels = _labels(model)
         described = {"labels": labels, "vocab_size": int(model.config.vocab_size), "max_length": limit}
         (writing / LABELS).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        error = check_parity(model, writing / MODEL, limit, tolerance or (0.5 if quantize else 1e-4))
+        allowed = tolerance if tolerance is not None else 0.5 if quantize else 1e-4
+        error = check_parity(model, writing / MODEL, limit, allowed)
         facts = {"precision": quantize or "fp32", "opset": OPSET, "logit_error": error, "max_length": limit}
-        (writing / "README.md").write_text(card(type(model).__name__, facts, labels), encoding="utf-8")
+        text = card(type(model).__name__, facts, labels, _inputs(model, tokenizer), tokenizer is not None)
+        (writing / "README.md").write_text(text, encoding="utf-8")
         structure = getattr(model.config, "dsee_structure", None)
         write_manifest(writing, Manifest(kind="onnx", history=history(model), structure=structure, facts=facts))
     return target
@@ -94,6 +96,25 @@ def _require() -> None:
             __import__(name)
         except ImportError as error:
             raise MissingExtraError("Exporting to ONNX", "onnx") from error
+
+
+def _check_model(model: Any) -> None:
+    """Refuse in a moment what would fail after a minute of tracing, and with less to say."""
+    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    if kinds != {"float32"}:
+        raise InputError(f"export_onnx: the weights are {', '.join(sorted(kinds))}. Export model.float() instead.")
+    with evaluating(model), torch.inference_mode():
+        output = model(**sample_inputs(model, *TRACED))
+    if "logits" not in output:
+        raise InputError(f"export_onnx: {type(model).__name__} returns no logits. Export a model with a task head.")
+
+
+def _limit(model: Any, tokenizer: Any, max_length: int | None) -> int:
+    longest = longest_input(model)
+    if max_length is not None and not 1 <= max_length <= longest:
+        raise InputError(f"max_length={max_length} is out of range: this model takes 1 to {longest} tokens.")
+    limit = longest if max_length is None else max_length
+    return limit if tokenizer is None else min(limit, int(tokenizer.model_max_length))
 
 
 def _labels(model: Any) -> list[str]:
@@ -115,40 +136,54 @@ def _quiet() -> Iterator[None]:
 
 
 class _Logits(torch.nn.Module):
-    """The model as a function of its two inputs."""
+    """The model as a function of its inputs."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, names: list[str]) -> None:
         super().__init__()
         self.model = model
+        self.names = names
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask)
-        if "logits" not in output:
-            raise InputError(
-                f"export_onnx: {type(self.model).__name__} returns no logits. Export a model with a task head."
-            )
-        logits: torch.Tensor = output["logits"]
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(**dict(zip(self.names, inputs, strict=True)))["logits"]
         return logits
 
 
-def _trace(model: Any, path: Path) -> None:
+def _inputs(model: Any, tokenizer: Any) -> list[str]:
+    """What the model is fed: the second sentence of a pair is marked, if its tokenizer marks it in tuning."""
+    names = ["input_ids", "attention_mask"]
+    marked = TYPES in getattr(tokenizer, "model_input_names", []) and getattr(model.config, "type_vocab_size", 1) > 1
+    return [*names, TYPES] if marked else names
+
+
+def _trace(model: Any, path: Path, names: list[str]) -> None:
     ids = torch.randint(5, int(model.config.vocab_size), TRACED, generator=torch.Generator().manual_seed(0))
     ids = ids.to(plain_model(model).device)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-    was_training = model.training
-    with _quiet(), torch.no_grad():
+    with _quiet(), evaluating(model), torch.no_grad():
         torch.onnx.export(
-            _Logits(model).eval(),
-            (ids, torch.ones_like(ids)),
+            _Logits(model, names).eval(),
+            (ids, *(torch.ones_like(ids) for _ in names[1:])),
             str(path),
-            input_names=["input_ids", "attention_mask"],
+            input_names=names,
             output_names=["logits"],
-            dynamic_shapes=(free, free),
+            dynamic_shapes=((free,) * len(names),),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
         )
-    model.train(was_training)
+    _strip(path)
+
+
+def _strip(path: Path) -> None:
+    """Take out the stack trace noted at every node: paths of this machine, and most of a small file."""
+    import onnx
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    for part in [*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph, model]:
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    onnx.save(model, str(path))
 
 
 def _quantize(path: Path) -> None:

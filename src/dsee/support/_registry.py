@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -47,6 +48,17 @@ def check_rule(name: str) -> str:
     return name
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Other threads round sums in another order, and an iteration can turn that into another choice."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @torch.no_grad()
 def choose(rule: str, weight: torch.Tensor, n_sparse: int, *, rank: int, seed: int) -> torch.Tensor:
     """Choose the support of one matrix.
@@ -72,15 +84,22 @@ def choose(rule: str, weight: torch.Tensor, n_sparse: int, *, rank: int, seed: i
             f"n_sparse={n_sparse} is more than the {weight.numel()} weights of a {rows} x {columns} matrix. "
             "Lower n_sparse or set it for this matrix in n_sparse_pattern."
         )
-    w = weight.detach().to(device="cpu", dtype=torch.float32)
+    # a copy of its own, row by row: a rule may work in place, and Conv1D hands over a transposed view
+    w = weight.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
     if not torch.isfinite(w).all():
         raise InputError(
             "The base weight holds NaN or infinity, so no support can be chosen from it. Check the checkpoint."
         )
-    positions = _RULES[rule](w, n_sparse, rank, torch.Generator().manual_seed(seed))
+    with _one_thread():
+        positions = _RULES[rule](w, n_sparse, rank, torch.Generator().manual_seed(seed))
     if positions.shape != (n_sparse,) or positions.unique().numel() != n_sparse:
         raise InputError(
             f"The support rule {rule!r} returned {positions.unique().numel()} distinct positions, not {n_sparse}. "
             "A rule has to return exactly as many as it is asked for."
+        )
+    if n_sparse and not 0 <= int(positions.min()) <= int(positions.max()) < weight.numel():
+        raise InputError(
+            f"The support rule {rule!r} returned positions from {int(positions.min())} to {int(positions.max())}, "
+            f"but the matrix has positions 0 to {weight.numel() - 1}: row * in + column."
         )
     return positions.to(torch.int64).sort().values

@@ -9,9 +9,9 @@ from torch import nn
 
 from dsee.architectures import LayerView, layers, structure
 from dsee.architectures._registry import plain_model
-from dsee.errors import OrderError
+from dsee.errors import InputError, OrderError
 from dsee.pruning.plan import LayerPlan
-from dsee.surgery.linear import select
+from dsee.surgery.linear import check_cuttable, select
 from dsee.update.layer import any_merged, update_layers
 
 
@@ -27,16 +27,36 @@ def cut(model: nn.Module, plan: list[LayerPlan]) -> None:
 
     Raises:
         OrderError: an update is merged.
+        InputError: the plan does not fit the model, or a weight is recomputed at every call.
+        ArchitectureError: a weight is of a kind that cannot be cut. Nothing has been changed then, nor above.
     """
     if any_merged(model):
         raise OrderError("prune: an update is merged into the weights. Call model.unmerge_adapter() first.")
-    for view, layer_plan in zip(layers(model), plan, strict=True):
+    views = layers(model)
+    if len(plan) != len(views):
+        raise InputError(f"cut: a plan for {len(plan)} layers does not fit a model of {len(views)}.")
+    for view, layer_plan in zip(views, plan, strict=True):
+        _check(view, "heads", layer_plan.heads, ("query", "key", "value", "output"))
+        _check(view, "neurons", layer_plan.neurons, ("ffn_in", "ffn_out"))
+    for view, layer_plan in zip(views, plan, strict=True):
         if layer_plan.heads:
             _cut_heads(view, layer_plan.heads)
         if layer_plan.neurons:
             _cut_neurons(view, layer_plan.neurons)
     plain_model(model).config.dsee_structure = structure(model)
     _note_sizes(model)
+
+
+def _check(view: LayerView, unit: str, removed: tuple[int, ...], parts: tuple[str, ...]) -> None:
+    if not removed:
+        return
+    size = int(getattr(view, unit))
+    if min(removed) < 0 or max(removed) >= size:
+        raise InputError(f"cut: layer {view.index} has {unit} 0 to {size - 1}; the plan names {unit} {list(removed)}.")
+    if len(set(removed)) == size:
+        raise InputError(f"cut: the plan removes all {unit} of layer {view.index}; at least one has to stay.")
+    for part in parts:
+        check_cuttable(view.part(part), f"layer {view.index}, {part}")
 
 
 def _kept(size: int, removed: tuple[int, ...]) -> torch.Tensor:

@@ -8,8 +8,28 @@ import torch
 from torch import nn
 
 from dsee.errors import ArchitectureError
-from dsee.update.layer import DseeLayer
+from dsee.update.layer import DseeLayer, refuse_recomputed
 from dsee.update.sparse_delta import SparseDelta
+
+
+def check_cuttable(linear: Any, key: str) -> None:
+    """Make sure that :func:`select` can do its work on a linear.
+
+    Args:
+        linear: Linear or Conv1D, with or without updates.
+        key: its place, for the message.
+
+    Raises:
+        ArchitectureError: the weight is of a kind that cannot be cut.
+        InputError: the weight is recomputed at every call.
+    """
+    base: Any = linear.get_base_layer() if isinstance(linear, DseeLayer) else linear
+    refuse_recomputed(base, key)
+    if not isinstance(base, nn.Linear) and type(base).__name__ != "Conv1D":
+        raise ArchitectureError(
+            f"{key}: a {type(base).__name__} cannot be cut: only Linear and Conv1D can. Load the model without "
+            "quantisation, prune, merge, and quantise the result."
+        )
 
 
 def _replace(module: nn.Module, name: str, data: torch.Tensor) -> None:
@@ -27,14 +47,9 @@ def _select_base(base: Any, keep: torch.Tensor, dim: int) -> None:
             base.out_features = keep.numel()
         else:
             base.in_features = keep.numel()
-    elif type(base).__name__ == "Conv1D":
+    else:
         _replace(base, "weight", base.weight.data.index_select(1 - dim, keep))
         setattr(base, "nf" if dim == 0 else "nx", keep.numel())
-    else:
-        raise ArchitectureError(
-            f"A {type(base).__name__} cannot be cut: only Linear and Conv1D can. Load the model without quantisation, "
-            "prune, merge, and quantise the result."
-        )
     if dim == 0 and base.bias is not None:
         _replace(base, "bias", base.bias.data[keep])
 
@@ -79,9 +94,10 @@ def select(linear: Any, keep: torch.Tensor, dim: int) -> None:
 
     Raises:
         ArchitectureError: the weight is of a kind that cannot be cut.
+        InputError: the weight is recomputed at every call.
     """
+    check_cuttable(linear, "select")
     if isinstance(linear, DseeLayer):
-        # the base first: if it refuses, nothing has been changed
         _select_base(linear.get_base_layer(), keep, dim)
         _select_updates(linear, keep, dim)
     else:

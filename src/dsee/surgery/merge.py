@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from dsee.errors import InputError, OrderError, nearest
+from dsee.errors import ArtifactError, InputError, OrderError, nearest
 from dsee.steps import record
-from dsee.update.layer import update_layers
+from dsee.update.layer import any_merged, update_layers
 
 Policy = Literal["masked", "dense", "error"]
 POLICIES: tuple[str, ...] = ("masked", "dense", "error")
@@ -42,6 +42,11 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
         raise InputError(f"policy={policy!r} is unknown.{nearest(policy, POLICIES)} Use one of {', '.join(POLICIES)}.")
     if not isinstance(model, nn.Module) or not update_layers(model):
         raise OrderError("merge: this model carries no DSEE update. Tune one first, or save the model as it is.")
+    if not hasattr(model, "merge_and_unload"):
+        raise InputError("merge: give a PeftModel, as get_peft_model and PeftModel.from_pretrained return it.")
+    if any_merged(model):
+        raise OrderError("merge: an update is merged already. Call unmerge_adapter() first.")
+    _check_finite(model)
     masks = _masks(model)
     if masks and policy == "error":
         raise OrderError(
@@ -66,17 +71,27 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
     return merged
 
 
+def _check_finite(model: nn.Module) -> None:
+    """Before anything is merged: an error half way would leave a model that is neither the one nor the other."""
+    for name, layer in update_layers(model):
+        for adapter in layer.active_adapters:
+            if layer.has_update(adapter) and not torch.isfinite(layer.get_delta_weight(adapter)).all():
+                raise ArtifactError(f"merge: {name}: adapter {adapter!r} gives NaN or infinity: its values are broken.")
+
+
 PEFT_PREFIX = "base_model.model."
 
 
 def _masks(model: nn.Module) -> dict[str, torch.Tensor]:
     """Path in the base model -> where a weight is not zero, for every sparse matrix that carries an update."""
-    result = {}
-    for name, layer in update_layers(model):
-        kept = layer.get_base_layer().weight.data != 0
-        if not layer.merged and 1.0 - kept.float().mean().item() >= MASK_FROM:
-            result[name.removeprefix(PEFT_PREFIX)] = kept
-    return result
+    kept = {
+        name.removeprefix(PEFT_PREFIX): layer.get_base_layer().weight.data != 0 for name, layer in update_layers(model)
+    }
+    zeros = {name: 1.0 - mask.float().mean().item() for name, mask in kept.items()}
+    # one threshold for a whole model leaves some matrices with very few zeros, and those count too
+    if all(share < MASK_FROM for share in zeros.values()):
+        return {}
+    return {name: mask for name, mask in kept.items() if zeros[name]}
 
 
 def _dropped_share(model: nn.Module, masks: dict[str, torch.Tensor]) -> float:
@@ -102,6 +117,11 @@ def _apply(model: nn.Module, masks: dict[str, torch.Tensor]) -> None:
 
 def _zeros(model: nn.Module) -> float:
     """Share of exact zeros in the weights of all linears."""
-    linears: list[Any] = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D))]
+    parts = {"dsee_U", "dsee_V", "original_module"}
+    linears: list[Any] = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and not parts & set(name.split("."))
+    ]
     count = sum(linear.weight.numel() for linear in linears)
     return sum(int((linear.weight == 0).sum()) for linear in linears) / count if count else 0.0

@@ -36,11 +36,13 @@ def read_table(path: Path) -> Any:
     try:
         with _quiet_datasets():
             table = _parse(path, kind)
-    except Exception as error:  # noqa: BLE001 - whatever the parser says, the file is what is wrong
+    except Exception as error:
         if "no data" in str(error):
             raise InputError(f"{path} has no rows below its header.") from error
         reason = str(error.__cause__ or error).strip().splitlines()
-        raise InputError(f"{path} could not be read as {kind}: {reason[0] if reason else type(error).__name__}") from error
+        raise InputError(
+            f"{path} could not be read as {kind}: {reason[0] if reason else type(error).__name__}"
+        ) from error
     if len(table) == 0:
         raise InputError(f"{path} has no rows below its header.")
     return table

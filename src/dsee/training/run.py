@@ -99,11 +99,7 @@ def run(
 
     update = [recipe.model, recipe.update.model_dump(), recipe.tune.model_dump(), recipe.base_dropout]
     runner.stage(
-        "tune",
-        update,
-        [tuned],
-        lambda: chain.tune_total(setting),
-        lambda bar: chain.tune(setting, bar, tuned),
+        "tune", update, [tuned], lambda: chain.tune_total(setting), lambda bar: chain.tune(setting, bar, tuned)
     )
     variants, last = {"dense": tuned}, tuned
     if recipe.prune:
@@ -124,9 +120,7 @@ def run(
         )
         variants, last = variants | {"pruned": pruned, "recovered": model}, recovered
     runner.stage("merge", None, [model], test, lambda bar: chain.merge(setting, bar, last, model))
-    exports: dict[str, Path] = {
-        precision: target / f"onnx-{precision}" for precision in dict.fromkeys(recipe.export.onnx)
-    }
+    exports: dict[str, Path] = {name: target / f"onnx-{name}" for name in dict.fromkeys(recipe.export.onnx)}
     if exports:
         runner.stage(
             "export",

@@ -77,10 +77,13 @@ class DseeConfig(PeftConfig):
         self._check()
 
     def _check(self) -> None:
-        for name in ("r", "n_sparse"):
-            value = getattr(self, name)
+        for name, value in self._with_pattern("r", "rank_pattern") + self._with_pattern("n_sparse", "n_sparse_pattern"):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise InputError(f"{name}={value!r} has to be a whole number, 0 or more.")
+        for name, alpha in self._with_pattern("alpha", "alpha_pattern"):
+            # not (alpha <= 0): NaN has to fail too
+            if not alpha > 0:
+                raise InputError(f"{name}={alpha} has to be positive: the update is scaled by alpha / r.")
         if (
             self.r == 0
             and self.n_sparse == 0
@@ -89,8 +92,6 @@ class DseeConfig(PeftConfig):
             raise InputError("r=0 and n_sparse=0 leave nothing to train. Set r for the low-rank part, n_sparse for S2.")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout} is out of range: it lies in [0, 1).")
-        if self.alpha <= 0:
-            raise InputError(f"alpha={self.alpha} has to be positive: the update is scaled by alpha / r.")
         if self.bias not in ("none", "all", "dsee_only"):
             raise InputError(f"bias={self.bias!r} is unknown. Use 'none', 'all' or 'dsee_only'.")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
@@ -99,10 +100,18 @@ class DseeConfig(PeftConfig):
             raise InputError("layers_pattern says where layers_to_transform counts; set layers_to_transform too.")
         check_rule(self.support)
 
+    def _with_pattern(self, name: str, pattern: str) -> list[tuple[str, Any]]:
+        """A field and its exceptions, each under the name to complain about."""
+        exceptions = [(f"{pattern}[{key!r}]", value) for key, value in getattr(self, pattern).items()]
+        return [(name, getattr(self, name)), *exceptions]
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; sets become sorted lists, so that the same configuration gives the same file."""
         plain = {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
         plain["peft_type"] = DseePeftType.DSEE.value
+        if plain["modules_to_save"]:
+            # PEFT adds the head's names again at each load
+            plain["modules_to_save"] = list(dict.fromkeys(plain["modules_to_save"]))
         return plain
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:

@@ -36,6 +36,24 @@ def linear_shape(base: nn.Module) -> tuple[int, int]:
     )
 
 
+def refuse_recomputed(base: nn.Module, key: str) -> None:
+    """A weight recomputed at each forward would swallow a merge or a cut without a word.
+
+    Args:
+        base: a bare linear.
+        key: its path in the model, for the message.
+
+    Raises:
+        InputError: its weight is masked by ``torch.nn.utils.prune``, normed or parametrized.
+    """
+    if isinstance(base, (nn.Linear, Conv1D)) and "weight" not in base._parameters:
+        raise InputError(
+            f"{key}: its weight is recomputed at every call (torch.nn.utils.prune or a parametrization), so a change "
+            "would be lost. Make the pruning permanent first: torch.nn.utils.prune.remove(module, 'weight') or "
+            "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')."
+        )
+
+
 class DseeLayer(BaseTunerLayer):
     """What PEFT needs to know of a layer with updates: the names of its parts, by adapter."""
 
@@ -83,7 +101,9 @@ class DseeLayer(BaseTunerLayer):
         out_features, in_features = linear_shape(self.get_base_layer())
         rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, key), config.r)
         alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, key), config.alpha)
-        n_sparse = config.n_sparse_pattern.get(get_pattern_key(config.n_sparse_pattern, key), config.n_sparse)
+        sizes = config.n_sparse_pattern
+        # the layer's own name first: pruning writes actual sizes beside the user's wider patterns
+        n_sparse = sizes.get(key if key in sizes else get_pattern_key(sizes, key), config.n_sparse)
         self.dsee_scaling[adapter_name] = alpha / rank if rank else 1.0
         self.dsee_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         if rank:
@@ -102,7 +122,7 @@ class DseeLayer(BaseTunerLayer):
         if config.support_stored:
             return SparseDelta(torch.full((n_sparse,), -1), out_features, in_features)
         # a seed of its own for each matrix, the same in every process and for every order of construction
-        seed = config.seed * 0x9E3779B1 + zlib.crc32(key.encode())
+        seed = (config.seed * 0x9E3779B1 + zlib.crc32(key.encode())) % 2**63
         positions = support.choose(config.support, self.base_weight(), n_sparse, rank=rank, seed=seed)
         sparse = SparseDelta(positions, out_features, in_features)
         if not config.init_weights:
@@ -110,8 +130,8 @@ class DseeLayer(BaseTunerLayer):
         return sparse
 
     def has_update(self, adapter_name: str) -> bool:
-        """Whether the adapter has a part on this layer."""
-        return adapter_name in self.dsee_scaling
+        """Whether the adapter has a part on this layer: a pattern or a cut can leave it with neither."""
+        return adapter_name in self.dsee_U or adapter_name in self.dsee_S
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """Return dW = s (U V + S2), dense, in the base's own orientation and the update's dtype.
@@ -139,10 +159,11 @@ class DseeLayer(BaseTunerLayer):
             ArtifactError: ``safe_merge`` and the result is not finite.
         """
         weight = self.get_base_layer().weight
+        exact = torch.promote_types(weight.dtype, torch.float32)
         for name in check_adapters_to_merge(self, adapter_names):
             if not self.has_update(name):
                 continue
-            merged = (weight.data.float() + self.get_delta_weight(name).float()).to(weight.dtype)
+            merged = (weight.data.to(exact) + self.get_delta_weight(name).to(exact)).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ArtifactError(f"Merging adapter {name!r} gives NaN or infinity: its values are broken.")
             weight.data.copy_(merged)
@@ -151,10 +172,11 @@ class DseeLayer(BaseTunerLayer):
     def unmerge(self) -> None:
         """Subtract the merged updates again; exact up to rounding, as with LoRA."""
         weight = self.get_base_layer().weight
+        exact = torch.promote_types(weight.dtype, torch.float32)
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             if self.has_update(name):
-                weight.data.copy_((weight.data.float() - self.get_delta_weight(name).float()).to(weight.dtype))
+                weight.data.copy_((weight.data.to(exact) - self.get_delta_weight(name).to(exact)).to(weight.dtype))
 
 
 class DseeLinear(nn.Module, DseeLayer):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
-from torch.nn.utils import parametrize
+from transformers.pytorch_utils import Conv1D
 
 from dsee import architectures
 from dsee.errors import ArtifactError, InputError, listed, nearest
 from dsee.update.config import DseeConfig
-from dsee.update.layer import DseeLayer, DseeLinear
+from dsee.update.layer import DseeLayer, DseeLinear, refuse_recomputed
 from dsee.update.sparse_delta import SparseDelta
 
 
@@ -24,21 +26,31 @@ class DseeModel(BaseTuner):
 
     prefix: str = "dsee_"
     tuner_layer_cls = DseeLayer
-    target_module_mapping = dict(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | architectures.default_targets()
+
+    @property
+    def target_module_mapping(self) -> dict[str, list[str]]:
+        """Default targets by ``model_type``; asked each time, so that a family registered later has its own."""
+        return dict(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | architectures.default_targets()
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, _child: nn.Module) -> None:
+        """Put a module in another's place, and no more.
+
+        PEFT's own goes on to copy ``weight`` from one to the other, which the task heads of RoBERTa and ELECTRA, put
+        back when an update is merged, do not have. An update moves to its base's device when it is made.
+        """
+        setattr(parent, child_name, new_module)
 
     def _prepare_model(self, peft_config: DseeConfig, model: nn.Module) -> None:
         """Refuse a target name that fits no layer, which PEFT passes over in silence if another one fits."""
         targets = peft_config.target_modules
+        if isinstance(targets, str) and targets.lower() == "all-linear":
+            _spare_full_modules(peft_config, model)
         if not isinstance(targets, (list, set, tuple)):
             return
         names = [name for name, _ in model.named_modules() if name]
         for target in sorted(targets):
             if not any(name == target or name.endswith(f".{target}") for name in names):
-                leaves = {
-                    name.rpartition(".")[2]
-                    for name, module in model.named_modules()
-                    if isinstance(module, (nn.Linear, DseeLayer)) or type(module).__name__ == "Conv1D"
-                }
+                leaves = _linear_names(model)
                 raise InputError(
                     f"target_modules: no layer of {type(model).__name__} is called {target!r}."
                     f"{nearest(target, sorted(leaves))} Its linear layers are called {listed(sorted(leaves))}."
@@ -58,11 +70,24 @@ class DseeModel(BaseTuner):
             target.update_layer(adapter_name, peft_config, current_key)
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        _refuse_masked_base(base, current_key)
+        refuse_recomputed(base, current_key)
         layer = DseeLinear(target, adapter_name, peft_config, current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Warn, as PEFT does for its own patterns, of an ``n_sparse_pattern`` that fits no matrix."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        names = [name for name, layer in update_layers(model) if adapter_name in layer.dsee_scaling]
+        pattern = self.peft_config[adapter_name].n_sparse_pattern
+        unmatched = sorted(key for key in pattern if not any(re.match(rf"(.*\.)?({key})$", name) for name in names))
+        if unmatched:
+            warnings.warn(
+                f"The following n_sparse_pattern keys did not match any targeted module and were ignored: {unmatched}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -114,6 +139,11 @@ class DseeModel(BaseTuner):
             for module in self.modules()
             if isinstance(module, DseeLinear)
         ]
+        hooks += [
+            module.register_forward_hook(partial(_head_of_each_row, names), with_kwargs=True)
+            for module in self.modules()
+            if isinstance(module, ModulesToSaveWrapper)
+        ]
         try:
             yield
         finally:
@@ -121,11 +151,39 @@ class DseeModel(BaseTuner):
                 hook.remove()
 
 
-def _refuse_masked_base(base: nn.Module, key: str) -> None:
-    """A weight recomputed at each forward would swallow a merge without a word."""
-    if parametrize.is_parametrized(base) or (hasattr(base, "weight_orig") and hasattr(base, "weight_mask")):
-        raise InputError(
-            f"{key}: its weight is recomputed at every call (torch.nn.utils.prune or a parametrization), so a merged "
-            "update would be lost. Make the pruning permanent first: torch.nn.utils.prune.remove(module, 'weight') or "
-            "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')."
-        )
+def _head_of_each_row(
+    names: list[str], wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
+) -> torch.Tensor:
+    """Answer each row by the head of its own adapter; PEFT's wrapper does so for single layers only.
+
+    Heads are small, so that each sees the whole batch; one that has no such adapter answers as the base does.
+    """
+    mixed = output.clone()
+    for name in set(names):
+        trained = wrapper.modules_to_save
+        rows = torch.tensor([i for i, n in enumerate(names) if n == name], device=output.device)
+        head = trained[name] if name in trained else wrapper.original_module  # noqa: SIM401 - a ModuleDict has no get
+        mixed[rows] = head(*args, **kwargs)[rows]
+    return mixed
+
+
+def _spare_full_modules(config: DseeConfig, model: nn.Module) -> None:
+    """Keep "all-linear" off what ``modules_to_save`` trains in full: PEFT matches that by the end of the name."""
+    full = tuple(config.modules_to_save or ())
+    spared = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.endswith(full)}
+    if full and spared and not isinstance(config.exclude_modules, str):
+        config.exclude_modules = set(config.exclude_modules or ()) | spared
+
+
+def _linear_names(model: nn.Module) -> set[str]:
+    """Last names of the model's own linears, not of the parts that PEFT has put into them."""
+    wrappers = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    )
+    return {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D, DseeLayer)) and not name.startswith(wrappers)
+    }

@@ -87,6 +87,8 @@ class SparseDelta(nn.Module):
             )
         if self.n_sparse and int(self.indices.max()) >= self.out_features * self.in_features:
             raise ArtifactError("The stored support points outside its matrix: the update's file is damaged.")
+        if bool((self.indices[1:] <= self.indices[:-1]).any()):
+            raise ArtifactError("The stored support does not ascend or repeats itself: the update's file is damaged.")
         self._checked = True
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -40,8 +40,8 @@ class _AddSparseProduct(torch.autograd.Function):
         rows: torch.Tensor,
         columns: torch.Tensor,
     ) -> torch.Tensor:
-        cast = values.to(x.dtype)
-        _add_gathered(y, rows, x, columns, cast)
+        # flattened in here: autograd tracks a write through a view by copying, and torch.compile not at all
+        _add_gathered(y.view(-1, y.shape[-1]), rows, x, columns, values.to(x.dtype))
         ctx.mark_dirty(y)
         ctx.save_for_backward(x, values, rows, columns)
         return y
@@ -51,6 +51,7 @@ class _AddSparseProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, values, rows, columns = ctx.saved_tensors
         grad_x = grad_values = None
+        grad_y, grad = grad, grad.reshape(-1, grad.shape[-1])
         if ctx.needs_input_grad[1]:
             grad_x = torch.zeros_like(x)
             _add_gathered(grad_x, columns, grad.to(x.dtype), rows, values.to(x.dtype))
@@ -60,7 +61,7 @@ class _AddSparseProduct(torch.autograd.Function):
             for chunk in _token_chunks(x.shape[0], values.numel()):
                 gathered = grad[chunk].index_select(1, rows).mul_(x[chunk].index_select(1, columns))
                 grad_values += gathered.sum(0, dtype=values.dtype)
-        return grad if ctx.needs_input_grad[0] else None, grad_x, grad_values, None, None
+        return grad_y if ctx.needs_input_grad[0] else None, grad_x, grad_values, None, None
 
 
 def add_sparse_product(
@@ -80,9 +81,9 @@ def add_sparse_product(
     """
     if values.numel() == 0 or x.numel() == 0:
         return y
-    flat_y, flat_x = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+    y, flat_x = y.contiguous(), x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled() and (y.requires_grad or x.requires_grad or values.requires_grad):
-        flat_y = _AddSparseProduct.apply(flat_y, flat_x, values, rows, columns)
-    else:
-        _add_gathered(flat_y, rows, flat_x, columns, values.to(x.dtype))
-    return flat_y.reshape(y.shape)
+        result: torch.Tensor = _AddSparseProduct.apply(y, flat_x, values, rows, columns)
+        return result
+    _add_gathered(y.view(-1, y.shape[-1]), rows, flat_x, columns, values.to(x.dtype))
+    return y
