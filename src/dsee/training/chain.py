@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dsee.architectures import layers
 from dsee.errors import InputError
 from dsee.measure import flops, parameters
+from dsee.pruning import Heads, Neurons, Rule, plan_for
 from dsee.steps import record
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
@@ -73,6 +76,34 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
     return results
 
 
+def rules_of(setting: Setting) -> list[Rule]:
+    """Return the recipe's pruning rules.
+
+    Raises:
+        InputError: a rule that does not exist.
+    """
+    spec, seed = setting.recipe.prune, setting.recipe.seed
+    rules: list[Rule] = []
+    if spec and spec.heads:
+        rules.append(Heads(**spec.heads.model_dump(), seed=seed))
+    if spec and spec.neurons:
+        rules.append(Neurons(**spec.neurons.model_dump(), seed=seed))
+    return rules
+
+
+def preflight(setting: Setting) -> None:
+    """Find what would fail after hours of tuning before it starts: no map, no such score, more heads than there are.
+
+    Raises:
+        InputError: the first such thing.
+    """
+    empty = setting.empty_model()
+    layers(empty)
+    for rule in rules_of(setting):
+        # any score will do to see whether the amount can be met
+        plan_for(empty, replace(rule, score="random"))
+
+
 def prune_total(setting: Setting) -> int:
     """Steps of the bar of :func:`prune`."""
     return _calibration_batches(setting) + len(setting.parts["test"])
@@ -91,11 +122,6 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
     spec = setting.recipe.prune
     if spec is None:
         raise InputError("prune: the recipe has no prune section.")
-    rules: list[Any] = []
-    if spec.heads:
-        rules.append(dsee.Heads(**spec.heads.model_dump(), seed=setting.recipe.seed))
-    if spec.neurons:
-        rules.append(dsee.Neurons(**spec.neurons.model_dump(), seed=setting.recipe.seed))
     model = dsee.load(source, trainable=True)
 
     def calibration() -> Any:
@@ -103,7 +129,7 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
             bar.advance()
             yield batch
 
-    report = dsee.prune(model, *rules, calibration=calibration())
+    report = dsee.prune(model, *rules_of(setting), calibration=calibration())
     results = _tested(setting, model, bar)
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results | {"before": report.before, "after": report.after}

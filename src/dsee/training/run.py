@@ -89,6 +89,7 @@ def run(
     """
     target = (output or base / recipe.output).resolve()
     setting = Setting(recipe, base, target)
+    chain.preflight(setting)
     _claim(target)
     stages = target / "stages"
     runner = _Runner(setting, progress or Silent(), fresh)

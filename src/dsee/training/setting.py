@@ -74,6 +74,19 @@ class Setting:
         files = [existing_file(r, self.base) for r in (spec.train, spec.validation, spec.test) if r is not None]
         return {"model": content_of(Path(self.model_source)), "data": [content_of(path) for path in files]}
 
+    def empty_model(self) -> Any:
+        """Return the model's shapes without its weights, on the meta device.
+
+        Raises:
+            InputError: the model's configuration cannot be loaded.
+        """
+        import torch
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
+        config = _from_hub(AutoConfig, self.model_source)
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(config)
+
     def new_model(self) -> Any:
         """Return the pre-trained model with an untrained task head.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from dsee import architectures
 from dsee.errors import ArtifactError, InputError, listed, nearest
 from dsee.update.config import DseeConfig
-from dsee.update.layer import DseeLayer, DseeLinear, refuse_recomputed
+from dsee.update.layer import DseeLayer, DseeLinear, refuse_recomputed, update_layers
 from dsee.update.sparse_delta import SparseDelta
 
 
