@@ -18,9 +18,10 @@ from dsee.artifact.atomic import whole_folder
 from dsee.artifact.manifest import Manifest, owned_entries, verify, write_manifest
 from dsee.errors import InputError, MissingExtraError, OrderError
 from dsee.measure.sample import longest_input, sample_inputs
+from dsee.modes import evaluating
 from dsee.runtime.onnx_card import card
 from dsee.runtime.onnx_model import LABELS, MODEL, TOKENIZER, TYPES
-from dsee.runtime.onnx_parity import check_parity, evaluating
+from dsee.runtime.onnx_parity import check_parity
 from dsee.steps import history
 from dsee.update.layer import update_layers
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +10,11 @@ import torch
 
 from dsee.errors import ExportError
 from dsee.measure.sample import sample_inputs
+from dsee.modes import evaluating
 from dsee.runtime.onnx_model import TYPES
 
 #: (batch, sequence) shapes to compare on; none is the traced one, so that a frozen dimension shows.
 SHAPES = ((1, 8), (3, 33), (4, 64))
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Put a model into eval mode for a while; each module gets its own mode back, whatever happens.
-
-    Args:
-        model: a module.
-    """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def check_parity(model: Any, path: Path, limit: int, tolerance: float) -> float:

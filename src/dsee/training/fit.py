@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from dsee.modes import evaluating
 from dsee.tasks.encode import Encoded, predict
 from dsee.tasks.metrics import classification_metrics
 from dsee.training.progress import Bar
@@ -43,12 +44,8 @@ def evaluate(model: Any, data: Encoded, collate: Any, progress: Any = None) -> d
         collate: makes a padded batch.
         progress: called with the number of examples done.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return classification_metrics(predict(torch_logits(model), data, collate, progress=progress), data.labels)
-    finally:
-        model.train(was_training)
 
 
 def set_dropout(model: nn.Module, p: float) -> None:

@@ -1,0 +1,42 @@
+"""What the benchmarks share: shapes, interleaved CPU seconds, JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import BertConfig
+
+SHAPES = {
+    "MiniLM-L6": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+    "BERT-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def config(shape: str, **changes: object) -> BertConfig:
+    """Configuration of one shape; the weights will be random, which makes no difference to time."""
+    return BertConfig(**(SHAPES[shape] | {"num_labels": 2} | changes))
+
+
+def cpu_seconds(calls: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, float]:
+    """Median CPU seconds of each call, one thread, A B C A B C ... in one process."""
+    torch.set_num_threads(1)
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for round_number in range(warmup + rounds):
+        for name, call in calls.items():
+            start = time.process_time()
+            call()
+            if round_number >= warmup:
+                found[name].append(time.process_time() - start)
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def keep(name: str, figures: object) -> None:
+    """Write the figures as JSON."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
