@@ -75,3 +75,10 @@ def test_the_layer_without_an_update_is_named():
 def test_no_gradient_is_asked_for():
     model = adapted(tiny_bert(), target_modules=ALL_LINEARS, support="random")
     assert not any(values.requires_grad for unit in UNITS for values in score(model, "update", unit))
+
+
+def test_an_update_that_was_never_tuned_ranks_nothing():
+    model = adapted(tiny_bert(), init_weights=True)
+    with pytest.raises(dsee.OrderError, match=r"still zero and ranks nothing. Tune first"):
+        dsee.prune(model, dsee.Heads(1))
+    assert dsee.history(model) == []

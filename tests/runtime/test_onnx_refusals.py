@@ -12,6 +12,7 @@ import dsee
 from conftest import POSITIONS, SIZES, VOCABULARY, adapted, tiny_bert
 from dsee import ExportError, InputError, MissingExtraError, OrderError
 from dsee.artifact import verify
+from dsee.artifact.manifest import Manifest, write_manifest
 from dsee.runtime import OnnxModel
 from dsee.runtime.onnx_parity import check_parity
 
@@ -182,3 +183,21 @@ def test_a_graph_that_ignores_padding_is_noticed(tmp_path):
     onnx.save(graph, tmp_path / "model.onnx")
     with pytest.raises(ExportError, match="differ"):
         check_parity(export.model, tmp_path / "model.onnx", 80, 1e-4)
+
+
+def test_an_export_does_not_take_the_place_of_its_model(traced, tmp_path):
+    model = tiny_bert()
+    dsee.save(model, tmp_path / "model")
+    with pytest.raises(InputError, match="holds an artifact of kind 'model'"):
+        dsee.export_onnx(model, tmp_path / "model")
+    assert torch.equal(dsee.load(tmp_path / "model").classifier.weight, model.classifier.weight)
+
+
+def test_a_model_does_not_take_the_place_of_an_export(tmp_path):
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"graph")
+    write_manifest(folder, Manifest(kind="onnx"))
+    with pytest.raises(InputError, match="holds an artifact of kind 'onnx'"):
+        dsee.save(tiny_bert(), folder)
+    assert (folder / "model.onnx").read_bytes() == b"graph"

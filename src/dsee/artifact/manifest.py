@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dsee._version import __version__
-from dsee.errors import ArtifactError
+from dsee.errors import ArtifactError, InputError
 
 NAME = "dsee.json"
 #: Raised when older releases could no longer read what this one writes.
@@ -182,3 +182,23 @@ def owned_entries(folder: Path) -> set[str] | None:
     except ArtifactError:
         return None
     return {NAME, *manifest.files}
+
+
+def refuse_other_kind(folder: Path, kinds: tuple[Kind, ...]) -> None:
+    """Keep an export from taking the place of the model it was made from, and the other way round.
+
+    Args:
+        folder: where something is about to be written.
+        kinds: what may be replaced.
+
+    Raises:
+        InputError: the folder holds an artifact of another kind.
+    """
+    try:
+        found = read_manifest(folder).kind
+    except ArtifactError:
+        return
+    if found not in kinds:
+        raise InputError(
+            f"{folder} holds an artifact of kind {found!r}, which this would replace. Choose another folder."
+        )

@@ -14,7 +14,7 @@ from dsee.architectures._registry import CUT_PREFIX, plain_model
 from dsee.artifact.atomic import whole_folder
 from dsee.artifact.auto import config_class, is_cut
 from dsee.artifact.card import card
-from dsee.artifact.manifest import Kind, Manifest, owned_entries, verify, write_manifest
+from dsee.artifact.manifest import Kind, Manifest, owned_entries, refuse_other_kind, verify, write_manifest
 from dsee.errors import InputError
 from dsee.steps import history
 
@@ -37,7 +37,8 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
         The folder.
 
     Raises:
-        InputError: not a transformers model, one with a merged update, or facts that JSON cannot hold.
+        InputError: not a transformers model, one with a merged update, facts that JSON cannot hold,
+            or a folder that holds an ONNX export.
         ArtifactError: the folder could not be written; what was there before is untouched.
     """
     base = plain_model(model)
@@ -51,6 +52,7 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
         )
     _check_facts(facts)
     target = Path(folder)
+    refuse_other_kind(target, ("model", "adapted"))
     with whole_folder(target, check=verify, owned=owned_entries) as writing:
         model_type = _write_base(base, writing)
         if adapted:

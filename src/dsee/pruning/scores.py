@@ -106,7 +106,7 @@ def update_score(given: ScoreInput) -> list[torch.Tensor]:
     """Sum of |s (U V + S2)|: over a head's query and value rows (DSEE, section 3.3), or over a neuron's row and column.
 
     Raises:
-        OrderError: the layers in question carry no update.
+        OrderError: the layers in question carry no update, or one that is still zero.
     """
     result = []
     for view in given.layers:
@@ -124,6 +124,10 @@ def update_score(given: ScoreInput) -> list[torch.Tensor]:
                 "carry none. Tune first with these among target_modules, or use score='weight' or score='taylor'."
             )
         result.append(torch.stack(parts).sum(0))
+    if not any(score.any() for score in result):
+        raise OrderError(
+            "score='update': the update is still zero and ranks nothing. Tune first, or use another score."
+        )
     return result
 
 

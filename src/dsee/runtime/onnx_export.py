@@ -15,7 +15,7 @@ import torch
 
 from dsee.architectures._registry import plain_model
 from dsee.artifact.atomic import whole_folder
-from dsee.artifact.manifest import Manifest, owned_entries, verify, write_manifest
+from dsee.artifact.manifest import Manifest, owned_entries, refuse_other_kind, verify, write_manifest
 from dsee.errors import InputError, MissingExtraError, OrderError
 from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
@@ -59,7 +59,7 @@ def export_onnx(
     Raises:
         OrderError: the model still carries an update.
         InputError: no logits, weights that are not fp32, an unknown ``quantize``, a ``max_length`` that the model
-            cannot take, or a slow tokenizer.
+            cannot take, a slow tokenizer, or a folder that holds a model.
         ExportError: the export's logits are not the model's.
         MissingExtraError: onnx, onnxruntime or onnxscript is not installed.
         ArtifactError: the folder could not be written.
@@ -71,6 +71,7 @@ def export_onnx(
     _require()
     _check_model(model)
     target = Path(folder)
+    refuse_other_kind(target, ("onnx",))
     limit = _limit(model, tokenizer, max_length)
     with whole_folder(target, check=verify, owned=owned_entries) as writing:
         _trace(model, writing / MODEL, _inputs(model, tokenizer))

@@ -24,7 +24,7 @@ class OnnxModel:
     """A folder that :func:`dsee.export_onnx` wrote.
 
     Attributes:
-        labels: class names by index; empty for a regression.
+        labels: class names by index.
     """
 
     def __init__(self, folder: str | Path, *, threads: int = 1) -> None:
