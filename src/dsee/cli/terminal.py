@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from dsee.report.rows import Row
+    from dsee.training.progress import Bar
 
 
 class _RichBar:
@@ -34,6 +36,27 @@ class _RichBar:
         self.progress.update(self.task, note=text)  # type: ignore[arg-type]  # see above
 
 
+class _LineBar:
+    """For logs: a line at every tenth of the way instead of a moving bar."""
+
+    def __init__(self, say: Callable[[str], None], name: str, total: int) -> None:
+        self.say, self.name, self.total = say, name, total
+        self.done, self.told, self.remark, self.start = 0, 0, "", time.monotonic()
+
+    def advance(self, steps: int = 1) -> None:
+        self.done += steps
+        tenth = 10 * self.done // max(1, self.total)
+        if tenth > self.told:
+            self.told = tenth
+            seconds = int(time.monotonic() - self.start)
+            self.say(
+                f"{self.name:<8} {self.done}/{self.total}  {seconds // 60}:{seconds % 60:02}  {self.remark}".rstrip()
+            )
+
+    def note(self, text: str) -> None:
+        self.remark = text
+
+
 class Terminal:
     """Progress on standard error, results on standard output."""
 
@@ -45,8 +68,11 @@ class Terminal:
         self.errors.print(text, style="dim", highlight=False)
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[_RichBar]:
-        """Show a bar; where there is no terminal, its last state is printed once."""
+    def stage(self, name: str, total: int) -> Iterator[Bar]:
+        """Show a bar; where there is no terminal, print a line now and then."""
+        if not self.errors.is_terminal:
+            yield _LineBar(self.say, name, total)
+            return
         columns = (
             TextColumn("{task.description:<8}"),
             BarColumn(bar_width=24),
