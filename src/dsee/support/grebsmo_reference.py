@@ -2,8 +2,8 @@
 
 The loop has no cardinality constraint and nothing to do with the rank of the update: 100 rounds of two passes with a
 hard threshold of 0.01, the rank of V growing by 5 a round up to 496, then the N largest entries of the last residual.
-It is here to reproduce that code, not as a recommendation: it takes over thirty times as long as the paper's reading and
-two seeds agree less. On matrices smaller than 768 the last rank is reached early and the remaining rounds refine it.
+It is here to reproduce that code, not as a recommendation: it takes over thirty times as long as the paper's reading,
+and two seeds agree less. On matrices smaller than 768 the last rank is reached early and the other rounds refine it.
 """
 
 from __future__ import annotations
