@@ -46,7 +46,6 @@ def carry_out(recipe: Recipe, base: Path, output: Path | None, fresh: bool) -> N
     from dsee.registration import register
     from dsee.report import write_report
     from dsee.training.run import run as run_recipe
-    from dsee.training.setting import Setting
 
     register()
     target = output.resolve() if output else None
@@ -55,7 +54,5 @@ def carry_out(recipe: Recipe, base: Path, output: Path | None, fresh: bool) -> N
     except KeyboardInterrupt as stop:
         # typer would end the process without a word
         raise StoppedError("stopped. Finished stages are kept: the same command goes on from the last one.") from stop
-    data = Setting(recipe, base, result.output).data
-    sizes = {name: len(getattr(data, name)) for name in ("train", "validation", "test")}
-    rows = write_report(result, recipe, sizes)
+    rows = write_report(result, recipe, result.sizes)
     terminal.table(rows, result.output)

@@ -33,6 +33,11 @@ class TextData:
     labels: list[str]
     dropped: int = 0
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sentences of each part, by name."""
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+
 
 def load_text_data(spec: DataSpec, base: Path, seed: int) -> TextData:
     """Read, check and split the files of a task.

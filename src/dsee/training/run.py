@@ -24,14 +24,14 @@ class RunResult:
         output: the folder.
         stages: what each stage found, by name.
         variants: row name -> folder, as measured.
-        labels: class names.
+        sizes: sentences of each part, by name.
         hardware: what it was measured on.
     """
 
     output: Path
     stages: dict[str, dict[str, Any]]
     variants: dict[str, Path]
-    labels: list[str]
+    sizes: dict[str, int]
     hardware: dict[str, Any]
 
 
@@ -133,7 +133,7 @@ def run(
         variants |= {f"ONNX {precision}": folder for precision, folder in exports.items()}
     shape = recipe.measure.model_dump()
     runner.stage("measure", [shape, hardware()], [], lambda: len(variants), lambda bar: measure(setting, bar, variants))
-    return RunResult(target, runner.results, variants, setting.data.labels, hardware())
+    return RunResult(target, runner.results, variants, setting.data.sizes, hardware())
 
 
 def _claim(target: Path) -> None:
