@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dsee.surgery.merge import merge
     from dsee.surgery.prune import prune
     from dsee.update.config import DseeConfig
+    from dsee.update.groups import parameter_groups
     from dsee.update.model import DseeModel
 
 _HOME = {
@@ -45,6 +46,7 @@ _HOME = {
     "latency": "dsee.measure",
     "load": "dsee.artifact.load",
     "merge": "dsee.surgery",
+    "parameter_groups": "dsee.update.groups",
     "parameters": "dsee.measure",
     "prune": "dsee.surgery",
     "register": "dsee.registration",
@@ -71,6 +73,7 @@ __all__ = [
     "latency",
     "load",
     "merge",
+    "parameter_groups",
     "parameters",
     "prune",
     "save",

@@ -13,20 +13,31 @@ from dsee.pruning import Heads, Neurons, Rule, plan_for
 from dsee.steps import record
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
-from dsee.training.fit import evaluate, fit, set_dropout, steps_of
+from dsee.training.fit import evaluate, fit, set_attention_dropout, set_dropout, steps_of
+from dsee.training.prefix_cache import frozen_prefix
 from dsee.training.progress import Bar
-from dsee.training.recipe import TrainSpec
+from dsee.training.recipe import TrainSpec, UpdateSpec
 from dsee.training.setting import Setting
+from dsee.update import DseeConfig
 
 CALIBRATION_BATCH = 32
 
 
 def _fit_and_test(setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar) -> dict[str, Any]:
-    if setting.recipe.base_dropout is not None:
-        set_dropout(model, setting.recipe.base_dropout)
-    parts = setting.parts
+    _set_dropouts(setting, model)
+    recipe, parts = setting.recipe, setting.parts
     bar.note(f"{parameters(model).trainable_share:.2%} trainable")
-    keeper = fit(model, parts["train"], parts["validation"], setting.tokenizer, spec, seed=seed, bar=bar)
+    keeper = fit(
+        model,
+        parts["train"],
+        parts["validation"],
+        setting.tokenizer,
+        spec,
+        seed=seed,
+        bar=bar,
+        group_by_length=recipe.group_by_length,
+        cache_prefix=recipe.cache_prefix,
+    )
     facts = {
         "epochs": len(keeper.log),
         "learning_rate": spec.learning_rate,
@@ -54,6 +65,18 @@ def _tested(setting: Setting, model: Any, bar: Bar) -> dict[str, Any]:
     }
 
 
+def _config(seed: int, update: UpdateSpec) -> DseeConfig:
+    return DseeConfig(task_type="SEQ_CLS", seed=seed, **update.model_dump())
+
+
+def _set_dropouts(setting: Setting, model: Any) -> None:
+    recipe = setting.recipe
+    if recipe.base_dropout is not None:
+        set_dropout(model, recipe.base_dropout)
+    if recipe.attention_dropout is not None:
+        set_attention_dropout(model, recipe.attention_dropout)
+
+
 def tune_total(setting: Setting) -> int:
     """Steps of the bar of :func:`tune`."""
     return steps_of(setting.recipe.tune, len(setting.parts["train"])) + len(setting.parts["test"])
@@ -68,8 +91,7 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
 
     recipe = setting.recipe
     set_seed(recipe.seed)
-    config = dsee.DseeConfig(task_type="SEQ_CLS", seed=recipe.seed, **recipe.update.model_dump())
-    model = get_peft_model(setting.new_model(), config)
+    model = get_peft_model(setting.new_model(), _config(recipe.seed, recipe.update))
     results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
     bar.note("saving")
     dsee.save(model, target, tokenizer=setting.tokenizer)
@@ -102,6 +124,14 @@ def preflight(setting: Setting) -> None:
     for rule in rules_of(setting):
         # any score will do to see whether the amount can be met
         plan_for(empty, replace(rule, score="random"))
+    if setting.recipe.cache_prefix:
+        from peft import get_peft_model
+
+        # the smallest update on the same layers: the support needs weights to be searched in
+        wanted = setting.recipe.update.model_copy(update={"r": 1, "n_sparse": 0})
+        model = get_peft_model(empty, _config(setting.recipe.seed, wanted))
+        _set_dropouts(setting, model)
+        frozen_prefix(model)
 
 
 def prune_total(setting: Setting) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from dsee.architectures import layers
 from dsee.modes import evaluating
 from dsee.tasks.encode import Encoded, predict
 from dsee.tasks.metrics import classification_metrics
+from dsee.training.prefix_cache import prefix_cache
 from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
+from dsee.update.groups import parameter_groups
 
 
 def torch_logits(model: Any) -> Any:
@@ -60,6 +64,26 @@ def set_dropout(model: nn.Module, p: float) -> None:
             module.p = p
 
 
+def set_attention_dropout(model: nn.Module, p: float) -> None:
+    """Set the dropout of the attention weights, which keeps attention off its fast path.
+
+    Args:
+        model: a model of a mapped family.
+        p: probability of dropping.
+
+    Raises:
+        ArchitectureError: the family has no map.
+    """
+    for view in layers(model):
+        attention = view.part("attention")
+        if hasattr(attention, "attention_dropout"):
+            attention.attention_dropout = p
+        for name, module in attention.named_children():
+            # GPT-2 has the dropout of the block's output in the same module
+            if isinstance(module, nn.Dropout) and not name.startswith("resid"):
+                module.p = p
+
+
 class KeepBest(TrainerCallback):
     """Evaluates after each epoch and remembers the trained numbers of the best one; they are few."""
 
@@ -99,7 +123,16 @@ def steps_of(spec: TrainSpec, examples: int) -> int:
 
 
 def fit(
-    model: Any, train: Encoded, validation: Encoded, tokenizer: Any, spec: TrainSpec, *, seed: int, bar: Bar
+    model: Any,
+    train: Encoded,
+    validation: Encoded,
+    tokenizer: Any,
+    spec: TrainSpec,
+    *,
+    seed: int,
+    bar: Bar,
+    group_by_length: bool = True,
+    cache_prefix: bool = False,
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
 
@@ -111,13 +144,26 @@ def fit(
         spec: epochs, learning rate and so on.
         seed: decides the order of the batches and the dropout.
         bar: advanced by one for each step.
+        group_by_length: put sentences of like length into a batch.
+        cache_prefix: run the frozen layers below the first trained one only once, see
+            :mod:`dsee.training.prefix_cache`.
 
     Returns:
         The callback, with the validation metrics of each epoch.
     """
+    parts, collate = [train, validation], DataCollatorWithPadding(tokenizer)
+    with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
+        keeper = KeepBest(parts[1], collate, bar, spec.patience)
+        _train(model, parts[0], collate, spec, seed, keeper, group_by_length)
+    _restore(model, keeper.state)
+    model.eval()
+    return keeper
+
+
+def _train(
+    model: Any, train: Encoded, collate: Any, spec: TrainSpec, seed: int, keeper: KeepBest, group_by_length: bool
+) -> None:
     set_seed(seed)
-    collate = DataCollatorWithPadding(tokenizer)
-    keeper = KeepBest(validation, collate, bar, spec.patience)
     with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -128,22 +174,46 @@ def fit(
             weight_decay=spec.weight_decay,
             max_grad_norm=spec.max_grad_norm,
             lr_scheduler_type="linear",
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="group_by_length" if group_by_length else "random",
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
             seed=seed,
             label_names=["labels"],
+            # the collator wants to see more than the model takes
+            remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer = Trainer(model=model, args=arguments, train_dataset=train, data_collator=collate, callbacks=[keeper])
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            data_collator=collate,
+            callbacks=[keeper],
+            optimizers=(kind(groups_of(model, spec), **settings), None),
+        )
         # prints a line of its own for each log
         trainer.remove_callback(_printer())
         trainer.train()
-    _restore(model, keeper.state)
-    model.eval()
-    return keeper
+
+
+def groups_of(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
+    """Return the optimizer's groups of one stage, see :func:`dsee.parameter_groups`.
+
+    Args:
+        model: the model.
+        spec: the stage's learning rates and weight decay.
+    """
+    return parameter_groups(
+        model,
+        spec.learning_rate,
+        up_ratio=spec.up_ratio,
+        sparse_lr=spec.sparse_learning_rate,
+        head_lr=spec.head_learning_rate,
+        weight_decay=spec.weight_decay,
+    )
 
 
 def _printer() -> Any:

@@ -15,6 +15,9 @@ from dsee.training.recipe import Recipe
 from dsee.training.setting import Setting
 from dsee.training.stage import StageRecord, fingerprint
 
+#: Keys of the recipe that decide what tuning finds.
+TUNED_BY = {"model", "update", "tune", "base_dropout", "attention_dropout", "group_by_length", "cache_prefix"}
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -98,7 +101,7 @@ def run(
     def test() -> int:
         return len(setting.parts["test"])
 
-    update = [recipe.model, recipe.update.model_dump(), recipe.tune.model_dump(), recipe.base_dropout]
+    update = recipe.model_dump(include=TUNED_BY)
     runner.stage(
         "tune", update, [tuned], lambda: chain.tune_total(setting), lambda bar: chain.tune(setting, bar, tuned)
     )

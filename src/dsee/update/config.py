@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ class DseePeftType(enum.StrEnum):
 
 @dataclass
 class DseeConfig(PeftConfig):
-    """What is trained: dW = s (U V + S2), s = alpha / r, for each target matrix.
+    """What is trained: dW = s (U V + S2), s = alpha / r (or alpha / sqrt(r)), for each target matrix.
 
     ``r=0`` trains S2 alone (then s = 1), ``n_sparse=0`` is plain LoRA; both 0 is an error. Fields that PEFT already has
     keep PEFT's meaning.
@@ -30,6 +31,8 @@ class DseeConfig(PeftConfig):
             default.
         r: rank of U V.
         alpha: the update is scaled by alpha / r.
+        use_rslora: scale by alpha / sqrt(r) instead, so that a larger r does not shrink the update
+            (Kalajdzievski 2023).
         n_sparse: N, the number of trained entries of S2 per matrix.
         support: the rule that chooses where S2 may be non-zero; ``dsee.support.rules()`` lists them.
         seed: seeds the choice of the support and nothing else.
@@ -52,6 +55,7 @@ class DseeConfig(PeftConfig):
     target_modules: list[str] | set[str] | str | None = field(default=None)
     r: int = field(default=8)
     alpha: float = field(default=32.0)
+    use_rslora: bool = field(default=False)
     n_sparse: int = field(default=64)
     support: str = field(default="grebsmo")
     seed: int = field(default=0)
@@ -99,6 +103,17 @@ class DseeConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise InputError("layers_pattern says where layers_to_transform counts; set layers_to_transform too.")
         check_rule(self.support)
+
+    def scaling(self, rank: int, alpha: float) -> float:
+        """Return s: alpha / r, alpha / sqrt(r) with ``use_rslora``, 1 without a low-rank part.
+
+        Args:
+            rank: r of the matrix.
+            alpha: alpha of the matrix.
+        """
+        if not rank:
+            return 1.0
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def _with_pattern(self, name: str, pattern: str) -> list[tuple[str, Any]]:
         """A field and its exceptions, each under the name to complain about."""

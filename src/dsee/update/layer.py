@@ -104,7 +104,7 @@ class DseeLayer(BaseTunerLayer):
         sizes = config.n_sparse_pattern
         # the layer's own name first: pruning writes actual sizes beside the user's wider patterns
         n_sparse = sizes.get(key if key in sizes else get_pattern_key(sizes, key), config.n_sparse)
-        self.dsee_scaling[adapter_name] = alpha / rank if rank else 1.0
+        self.dsee_scaling[adapter_name] = config.scaling(rank, alpha)
         self.dsee_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         if rank:
             low, up = nn.Linear(in_features, rank, bias=False), nn.Linear(rank, out_features, bias=False)
