@@ -21,6 +21,8 @@ from dsee.errors import (
 
 if TYPE_CHECKING:
     from dsee.artifact.load import load
+    from dsee.artifact.lora_export import export_lora
+    from dsee.artifact.lora_import import import_lora
     from dsee.artifact.save import save
     from dsee.measure.flops import flops
     from dsee.measure.latency import latency
@@ -40,9 +42,11 @@ _HOME = {
     "DseeModel": "dsee.update",
     "Heads": "dsee.pruning",
     "Neurons": "dsee.pruning",
+    "export_lora": "dsee.artifact.lora_export",
     "export_onnx": "dsee.runtime.onnx_export",
     "flops": "dsee.measure",
     "history": "dsee.steps",
+    "import_lora": "dsee.artifact.lora_import",
     "latency": "dsee.measure",
     "load": "dsee.artifact.load",
     "merge": "dsee.surgery",
@@ -67,9 +71,11 @@ __all__ = [
     "Neurons",
     "OrderError",
     "__version__",
+    "export_lora",
     "export_onnx",
     "flops",
     "history",
+    "import_lora",
     "latency",
     "load",
     "merge",
