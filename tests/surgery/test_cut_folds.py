@@ -113,7 +113,7 @@ def test_a_mask_of_single_weights_is_cut_with_its_weight(name):
             set_mask(linear, torch.rand(weight(linear).shape, generator=generator) > 0.5)
             with torch.no_grad():
                 # a kept weight may happen to be zero, which the mask alone tells from a removed one
-                weight(linear)[get_mask(linear).nonzero()[0].tolist()] = 0.0
+                weight(linear)[tuple(get_mask(linear).nonzero()[0].tolist())] = 0.0
     plan = [LayerPlan((1,), (2, 4)), LayerPlan((0, 3), tuple(range(20))), NOTHING]
     masked = zeroed(model, plan)
     kept = [

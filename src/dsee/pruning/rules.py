@@ -41,10 +41,11 @@ class Rule:
         if self.explicit is not None:
             self._check_explicit(name)
             return
-        if self.amount is None:
-            raise InputError(f"{name}: say how many, {name}(0.25), or which, {name}(explicit={{0: [1, 3]}}).")
         if isinstance(self.amount, bool) or not isinstance(self.amount, (int, float)):
-            raise InputError(f"{name}: {self.amount!r} is neither a ratio such as 0.25 nor a count such as 3.")
+            raise InputError(
+                f"{name}: {self.amount!r} is neither a ratio such as 0.25 nor a count such as 3. To name what goes, "
+                f"write {name}(explicit={{0: [1, 3]}})."
+            )
         if isinstance(self.amount, int):
             if self.amount < 1:
                 raise InputError(
