@@ -57,7 +57,7 @@ def _rule(facts: dict[str, Any]) -> str:
         return f"{facts['rule']} {facts['n']}:{facts['m']} by {facts['score']}"
     if "ratio" in facts:
         shape = "".join(f" {down}x{across}" for down, across in [facts["shape"]]) if "shape" in facts else ""
-        return f"{facts['rule']}{shape} {facts['ratio']} by {facts['score']} per {facts['scope']}"
+        return f"{facts['rule']}{shape} {facts['ratio']} by {facts['score']}, {facts['scope']}"
     if "explicit" in facts:
         return f"{facts['rule']} as named"
     return f"{facts['rule']} {facts['amount']} by {facts['score']} per {facts['scope']}"
