@@ -41,12 +41,14 @@ def describe(step: Step) -> str:
     """
     name = step["step"]
     if name == "prune":
-        before, after = step["before"], step["after"]
+        # a schedule that grew its masks while tuning tells its rule alone
+        before, after = step.get("before", {}), step.get("after", {})
+        rules = ", ".join(_rule(facts) for facts in step["rules"])
         if "zeros_after" in step:
             parts = [f"zeros {step['zeros_before']:.1%} -> {step['zeros_after']:.1%}"]
         else:
             parts = [f"{unit} {sum(before[unit])} -> {sum(after[unit])}" for unit in before]
-        return f"{name}: {', '.join(parts)} ({', '.join(_rule(facts) for facts in step['rules'])})"
+        return f"{name}: {', '.join(parts)} ({rules})" if parts else f"{name}: {rules}"
     facts = ", ".join(f"{k} {v}" for k, v in sorted(step.items()) if k not in ("step", "dsee"))
     return f"{name}: {facts}" if facts else str(name)
 
