@@ -11,7 +11,7 @@ from dsee.pruning import LayerPlan
 from dsee.surgery import cut
 from families import DECODERS, ENCODERS, HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 
-BOTH = {name: UNEVEN for name in HEADED}
+BOTH = dict.fromkeys(HEADED, UNEVEN)
 #: One stack of the encoder's layers and the decoder's after them.
 PLANS = BOTH | {name: [LayerPlan(neurons=layer.neurons) for layer in UNEVEN] for name in T5S}
 ATTENTION = {name: ("eager",) if name in ENCODERS else ("eager", "sdpa") for name in NAMES}

@@ -8,7 +8,7 @@ from torch import nn
 
 from dsee.architectures._map import Architecture
 from dsee.architectures._view import LayerView, submodule
-from dsee.errors import ArchitectureError, listed, nearest
+from dsee.errors import ArchitectureError, nearest
 
 #: ``model_type`` of a saved model whose layers have been cut, for example "dsee_bert".
 CUT_PREFIX = "dsee_"
@@ -64,7 +64,7 @@ def find(model: nn.Module) -> Architecture:
     if model_type not in _MAPS:
         raise ArchitectureError(
             f"There is no architecture map for {model_type!r}, so dsee does not know where its heads and neurons are."
-            f"{nearest(model_type, supported())} Mapped: {listed(supported())}. A map is one small file: see "
+            f"{nearest(model_type, supported())} Mapped: {', '.join(supported())}. A map is one small file: see "
             "docs/architectures.md. Tuning without pruning works when target_modules is given."
         )
     return _MAPS[model_type]

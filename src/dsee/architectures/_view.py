@@ -77,7 +77,7 @@ class LayerView:
             unit: "heads" or "neurons".
 
         Returns:
-            For :meth:`part`, :meth:`rows` and :meth:`matrix`: query, key and value, or ffn_in and, if there is one, gate.
+            For :meth:`part`, :meth:`rows` and :meth:`matrix`: query, key and value, or ffn_in and any gate.
         """
         if unit == "heads":
             return ("query", "key", "value")

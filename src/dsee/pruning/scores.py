@@ -95,7 +95,7 @@ def _columns(matrix: torch.Tensor, width: int) -> torch.Tensor:
 @register_score("update")
 @torch.no_grad()
 def update_score(given: ScoreInput) -> list[torch.Tensor]:
-    """Sum of |s (U V + S2)|: over a head's query and value rows (DSEE, section 3.3), or over a neuron's rows and column.
+    """Sum of |s (U V + S2)|: over a head's query and value rows (DSEE, section 3.3), or a neuron's rows and column.
 
     Raises:
         OrderError: the layers in question carry no update, or one that is still zero.
