@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dsee.measure.latency import latency
     from dsee.measure.parameters import parameters
     from dsee.measure.summary import summary
+    from dsee.pruning.mask_rules import Blocks, NofM, Weights
     from dsee.pruning.rules import Heads, Neurons
     from dsee.runtime.onnx_export import export_onnx
     from dsee.steps import history
@@ -35,10 +36,13 @@ if TYPE_CHECKING:
     from dsee.update.model import DseeModel
 
 _HOME = {
+    "Blocks": "dsee.pruning",
     "DseeConfig": "dsee.update",
     "DseeModel": "dsee.update",
     "Heads": "dsee.pruning",
     "Neurons": "dsee.pruning",
+    "NofM": "dsee.pruning",
+    "Weights": "dsee.pruning",
     "export_onnx": "dsee.runtime.onnx_export",
     "flops": "dsee.measure",
     "history": "dsee.steps",
@@ -55,6 +59,7 @@ _HOME = {
 __all__ = [
     "ArchitectureError",
     "ArtifactError",
+    "Blocks",
     "DseeConfig",
     "DseeError",
     "DseeModel",
@@ -63,7 +68,9 @@ __all__ = [
     "InputError",
     "MissingExtraError",
     "Neurons",
+    "NofM",
     "OrderError",
+    "Weights",
     "__version__",
     "export_onnx",
     "flops",
