@@ -31,14 +31,19 @@ if TYPE_CHECKING:
     from dsee.steps import history
     from dsee.surgery.merge import merge
     from dsee.surgery.prune import prune
+    from dsee.training.distillation import Distillation, distillation_loss
+    from dsee.training.teacher import DistillationTrainer
     from dsee.update.config import DseeConfig
     from dsee.update.model import DseeModel
 
 _HOME = {
+    "Distillation": "dsee.training.distillation",
+    "DistillationTrainer": "dsee.training.teacher",
     "DseeConfig": "dsee.update",
     "DseeModel": "dsee.update",
     "Heads": "dsee.pruning",
     "Neurons": "dsee.pruning",
+    "distillation_loss": "dsee.training.distillation",
     "export_onnx": "dsee.runtime.onnx_export",
     "flops": "dsee.measure",
     "history": "dsee.steps",
@@ -55,6 +60,8 @@ _HOME = {
 __all__ = [
     "ArchitectureError",
     "ArtifactError",
+    "Distillation",
+    "DistillationTrainer",
     "DseeConfig",
     "DseeError",
     "DseeModel",
@@ -65,6 +72,7 @@ __all__ = [
     "Neurons",
     "OrderError",
     "__version__",
+    "distillation_loss",
     "export_onnx",
     "flops",
     "history",
