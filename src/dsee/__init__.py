@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dsee.measure.latency import latency
     from dsee.measure.parameters import parameters
     from dsee.measure.summary import summary
+    from dsee.pruning.mask_rules import Blocks, NofM, Weights
     from dsee.pruning.rules import Heads, Neurons
     from dsee.runtime.onnx_export import export_onnx
     from dsee.steps import history
@@ -37,12 +38,15 @@ if TYPE_CHECKING:
     from dsee.update.model import DseeModel
 
 _HOME = {
+    "Blocks": "dsee.pruning",
     "Distillation": "dsee.training.distillation",
     "DistillationTrainer": "dsee.training.teacher",
     "DseeConfig": "dsee.update",
     "DseeModel": "dsee.update",
     "Heads": "dsee.pruning",
     "Neurons": "dsee.pruning",
+    "NofM": "dsee.pruning",
+    "Weights": "dsee.pruning",
     "distillation_loss": "dsee.training.distillation",
     "export_onnx": "dsee.runtime.onnx_export",
     "flops": "dsee.measure",
@@ -60,6 +64,7 @@ _HOME = {
 __all__ = [
     "ArchitectureError",
     "ArtifactError",
+    "Blocks",
     "Distillation",
     "DistillationTrainer",
     "DseeConfig",
@@ -70,7 +75,9 @@ __all__ = [
     "InputError",
     "MissingExtraError",
     "Neurons",
+    "NofM",
     "OrderError",
+    "Weights",
     "__version__",
     "distillation_loss",
     "export_onnx",
