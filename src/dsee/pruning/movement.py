@@ -1,10 +1,10 @@
 """Movement: importance learned with the update by straight-through gradients (Sanh, Wolf and Rush 2020).
 
 A mask M on W is a step, whose gradient is nothing; passing the gradient straight through it gives dLoss/dM =
-dLoss/d(W_eff) * W, with W_eff = W M + dW. Gradient descent on one score per weight then sums S -= dLoss/d(W_eff) * W over
-the steps of tuning: a weight that every step would rather have larger gets a high score, one that is pushed towards zero
-a low one. W itself stays frozen, so the hooks below make the product grad(y)^T x, one GEMM per matrix and step, which is
-what full fine-tuning spends on its weights' gradients; nothing is added to the optimizer.
+dLoss/d(W_eff) * W, with W_eff = W M + dW. Gradient descent on one score per weight then sums S -= dLoss/d(W_eff) * W
+over the steps of tuning: a weight that every step would rather have larger gets a high score, one that is pushed
+towards zero a low one. W itself stays frozen, so the hooks below make the product grad(y)^T x, one GEMM per matrix and
+step, which is what full fine-tuning spends on its weights' gradients; nothing is added to the optimizer.
 """
 
 from __future__ import annotations

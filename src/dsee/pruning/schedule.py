@@ -31,9 +31,9 @@ class Gradual:
     """One mask rule, reached step by step while tuning: ``s_t = s_0 + (s - s_0) law((t - start) / (end - start))``.
 
     ``s_0`` is the share of zeros when the schedule begins. ``NofM`` loses its n of m one by one by the same law. A
-    masked weight stays masked, unless ``regrow`` is set. Call :meth:`attach` before the first step and :meth:`step` after
-    every optimizer step, or give it to :class:`dsee.GradualCallback`. Cuts are not gradual: they replace parameters,
-    which an optimizer does not survive; cut between stages instead.
+    masked weight stays masked, unless ``regrow`` is set. Call :meth:`attach` before the first step and :meth:`step`
+    after every optimizer step, or give it to :class:`dsee.GradualCallback`. Cuts are not gradual: they replace
+    parameters, which an optimizer does not survive; cut between stages instead.
 
     Attributes:
         rule: :class:`dsee.Weights`, ``Blocks`` or ``NofM``: what holds at the end, exactly.
@@ -41,8 +41,8 @@ class Gradual:
         end: step after which the rule holds, likewise.
         every: steps between two choices; the last one is at ``end`` whatever this is.
         law: "cubic" prunes much early and little late, "linear" evenly.
-        regrow: choose among all weights every time, so that a masked one can return. Needs a frozen base and one copy of
-            W more.
+        regrow: choose among all weights every time, so that a masked one can return. Needs a frozen base and one copy
+            of W more.
         calibration: batches for scores that look at data, or a function that returns them; it is gone through at every
             choice.
     """
