@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import nn
 
 from dsee.architectures import LayerView, layers
 from dsee.errors import InputError, OrderError
-from dsee.pruning.mask_rules import MASK_RULES, Blocks, MaskRule, NofM
-from dsee.pruning.masks import get_mask, masked_linears
+from dsee.pruning.mask_rules import MASK_RULES, Blocks, MaskRule
+from dsee.pruning.masks import get_mask, masked_linears, oriented
 from dsee.pruning.plan import LayerPlan
 from dsee.pruning.targets import mask_targets
 from dsee.pruning.weight_scores import weight_scores
@@ -89,43 +89,58 @@ def check_cut_after_masks(model: nn.Module, plan: Sequence[LayerPlan]) -> None:
     Raises:
         OrderError: it would; the message names the earlier step.
     """
-    torn = [(number, rule) for number, rule in patterns(model) if rule.grain != (1, 1)]
-    if not torn:
+    fragile = [(number, rule) for number, rule in patterns(model) if rule.grain != (1, 1)]
+    if not fragile:
         return
     for view, layer_plan in zip(layers(model), plan, strict=True):
-        for number, rule in torn:
-            for unit, reason in _torn(view, layer_plan, rule):
+        for unit, linear, dim, gone in _losses(view, layer_plan):
+            for number, rule in fragile:
+                if get_mask(linear) is None or _whole(gone, rule.grain[dim]):
+                    continue
                 raise OrderError(
-                    f"prune: cutting {unit} from layer {view.index} would tear apart what step {number}, prune "
-                    f"({rule.label}), has masked: {reason}. Cut first, then mask: give both rules to one dsee.prune "
+                    f"prune: cutting {unit} of layer {view.index} would tear apart what step {number}, prune "
+                    f"({rule.label}), has masked: what goes is not made of whole runs of {rule.grain[dim]} "
+                    f"{'rows' if dim == 0 else 'columns'}. Cut first, then mask: give both rules to one dsee.prune "
                     "call, or start from the model before that step."
                 )
 
 
-def _torn(view: LayerView, plan: LayerPlan, rule: MaskRule) -> list[tuple[str, str]]:
-    down, across = rule.grain
-    kind = f"groups of {across}" if isinstance(rule, NofM) else f"blocks of {down}x{across}"
-    found = []
-    if plan.heads:
-        for parts, step in ((("query", "key", "value"), down), (("output",), across)):
-            if view.head_size % step and _any_mask(view, parts):
-                found.append(("heads", f"a head is {view.head_size} features wide, no multiple of {kind}"))
-    if plan.neurons:
-        gone = torch.zeros(view.neurons, dtype=torch.bool)
-        gone[list(plan.neurons)] = True
-        for parts, step in ((("ffn_in",), down), (("ffn_out",), across)):
-            if not _whole(gone, step) and _any_mask(view, parts):
-                found.append(("neurons", f"the neurons do not go in whole {kind}"))
-    return found
+def shapes_after(model: nn.Module, plans: Iterable[Sequence[LayerPlan]]) -> dict[int, tuple[int, int]]:
+    """Return the shape (out, in) that plans leave of each linear they cut, by the id of the module.
+
+    Args:
+        model: a transformers model with a map.
+        plans: what is about to be cut: for each rule one entry per layer.
+    """
+    shapes: dict[int, tuple[int, int]] = {}
+    for plan in plans:
+        for view, layer_plan in zip(layers(model), plan, strict=True):
+            for _, linear, dim, gone in _losses(view, layer_plan):
+                shape = list(shapes.get(id(linear), tuple(oriented(linear).shape)))
+                shape[dim] -= int(gone.sum())
+                shapes[id(linear)] = (shape[0], shape[1])
+    return shapes
+
+
+def _losses(view: LayerView, plan: LayerPlan) -> Iterator[tuple[str, Any, int, torch.Tensor]]:
+    """Each linear that loses rows (dim 0) or columns (dim 1), with a mark for each of them that goes."""
+    for unit, removed, size in (("heads", plan.heads, view.heads), ("neurons", plan.neurons, view.neurons)):
+        if not removed:
+            continue
+        units = torch.zeros(size, dtype=torch.bool)
+        units[list(removed)] = True
+        marks: dict[int, tuple[Any, torch.Tensor]] = {}
+        for part in view.names(unit):
+            linear, rows = view.part(part), view.rows(part)
+            _, gone = marks.setdefault(id(linear), (linear, torch.zeros(oriented(linear).shape[0], dtype=torch.bool)))
+            gone[rows] = units.repeat_interleave((rows.stop - rows.start) // size)
+        yield from ((unit, linear, 0, gone) for linear, gone in marks.values())
+        for linear in view.further().values() if unit == "heads" else ():
+            yield unit, linear, 0, units.repeat_interleave(view.width("query"))
+        last = view.part("output" if unit == "heads" else "ffn_out")
+        yield unit, last, 1, units.repeat_interleave(oriented(last).shape[1] // size)
 
 
 def _whole(gone: torch.Tensor, step: int) -> bool:
-    """Whether a cut takes runs of ``step`` or leaves them; the last run may be shorter if the cut ends before it."""
-    full = gone.numel() - gone.numel() % step
-    runs = gone[:full].view(-1, step)
-    rest = gone[full:]
-    return bool((runs.all(1) | ~runs.any(1)).all()) and (not rest.any() or bool(rest.all()))
-
-
-def _any_mask(view: LayerView, parts: tuple[str, ...]) -> bool:
-    return any(get_mask(view.part(part)) is not None for part in parts)
+    """Whether runs of ``step`` go or stay as a whole; the last one may be shorter, and moves without harm."""
+    return all(bool(run.any()) == bool(run.all()) for run in gone.split(step))

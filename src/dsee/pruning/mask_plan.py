@@ -6,7 +6,7 @@ A gradual schedule calls :func:`masks_for` and :func:`apply_masks` again and aga
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +22,7 @@ from dsee.pruning.mask_rules import MaskRule, NofM, RatioRule
 from dsee.pruning.masks import set_mask
 from dsee.pruning.selection import GONE, PROTECTED, Units, keys_of, lowest
 from dsee.pruning.targets import Target, mask_targets
-from dsee.pruning.weight_scores import WeightScoreInput, check_weight_score
+from dsee.pruning.weight_scores import WeightScoreInput, check_calibration, check_weight_score
 from dsee.update.layer import any_merged
 
 
@@ -47,6 +47,7 @@ def masks_for(model: nn.Module, rule: MaskRule, calibration: Iterable[Batch] | N
         ArchitectureError: the family has no map and the rule names no matrices.
     """
     targets = check_mask_rule(model, rule)
+    check_calibration(rule.score, calibration)
     with _one_thread():
         scores = check_weight_score(rule.score)(WeightScoreInput(model, targets, rule.seed, calibration))
         # a matrix's score is let go of as soon as its keys are made
@@ -79,12 +80,15 @@ def apply_masks(model: nn.Module, masks: dict[str, torch.Tensor]) -> None:
         set_mask(targets[name].linear, mask)
 
 
-def check_mask_rule(model: nn.Module, rule: MaskRule) -> list[Target]:
+def check_mask_rule(
+    model: nn.Module, rule: MaskRule, planned: Mapping[int, tuple[int, int]] | None = None
+) -> list[Target]:
     """Find what would refuse a rule before anything is scored.
 
     Args:
         model: a transformers model, with or without updates; on the meta device too.
         rule: the instruction.
+        planned: shapes that matrices will have after a cut, by the id of the module.
 
     Returns:
         The matrices it is about.
@@ -104,9 +108,10 @@ def check_mask_rule(model: nn.Module, rule: MaskRule) -> list[Target]:
     check_after_masks(model, rule)
     if isinstance(rule, NofM):
         for target in targets:
-            if target.shape[1] % rule.m:
+            _, inputs = (planned or {}).get(id(target.linear), target.shape)
+            if inputs % rule.m:
                 raise InputError(
-                    f"{rule.label}: {target.name} has {target.shape[1]} inputs, which is no multiple of {rule.m}. Name "
+                    f"{rule.label}: {target.name} has {inputs} inputs, which is no multiple of {rule.m}. Name "
                     f"the matrices that fit with targets=, or cut neurons with multiple_of={rule.m} first."
                 )
     return targets

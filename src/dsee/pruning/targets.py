@@ -145,10 +145,12 @@ def _of_layers(model: nn.Module) -> Iterator[tuple[str, Target]]:
 
 
 def _adapted_rows(view: LayerView) -> dict[int, tuple[tuple[int, int], ...]]:
-    """Rows of query and value by the bare linear that holds them."""
+    """Rows of query and value by the bare linear that holds them; those of an attention over the encoder too."""
     rows: dict[int, tuple[tuple[int, int], ...]] = {}
     for part in ("query", "value"):
-        linear = view.part(part)
+        own, holder = view.rows(part), id(bare(view.part(part)))
+        rows[holder] = (*rows.get(holder, ()), (own.start, own.stop))
+    for linear in view.crossing()[0:3:2]:
         rows[id(bare(linear))] = ((0, oriented(linear).shape[0]),)
     return rows
 

@@ -38,17 +38,23 @@ WeightScore = Callable[[WeightScoreInput], dict[str, torch.Tensor]]
 WeightScoreT = TypeVar("WeightScoreT", bound=WeightScore)
 
 _WEIGHT_SCORES: dict[str, WeightScore] = {}
+#: Names of those that cannot do without calibration batches, and what these have to be.
+_NEEDS: dict[str, str] = {}
 
 
-def register_weight_score(name: str) -> Callable[[WeightScoreT], WeightScoreT]:
+def register_weight_score(name: str, needs: str = "") -> Callable[[WeightScoreT], WeightScoreT]:
     """Make a function available as ``score=name`` of :class:`dsee.Weights`, ``Blocks`` and ``NofM``.
 
     Args:
         name: the name used in rules and recipes.
+        needs: what calibration it cannot do without, "batches" or "batches with labels"; "" if it can.
     """
 
     def add(score: WeightScoreT) -> WeightScoreT:
         _WEIGHT_SCORES[name] = score
+        _NEEDS.pop(name, None)
+        if needs:
+            _NEEDS[name] = needs
         return score
 
     return add
@@ -73,13 +79,21 @@ def check_weight_score(name: str) -> WeightScore:
     return _WEIGHT_SCORES[name]
 
 
-def _data(given: WeightScoreInput, score: str, needs: str = "batches with labels") -> Iterable[Batch]:
-    if given.calibration is None:
+def check_calibration(name: str, calibration: Iterable[Batch] | None) -> None:
+    """Make sure that a score has the data it needs.
+
+    Args:
+        name: the score.
+        calibration: what there is.
+
+    Raises:
+        InputError: there is none, and the score needs some.
+    """
+    if calibration is None and name in _NEEDS:
         raise InputError(
-            f"score={score!r} looks at data: pass calibration=, an iterable of {needs} (a DataLoader of a few hundred "
-            "training examples will do), or use score='weight'."
+            f"score={name!r} looks at data: pass calibration=, an iterable of {_NEEDS[name]} (a DataLoader of a few "
+            "hundred training examples will do), or use score='weight'."
         )
-    return given.calibration
 
 
 @register_weight_score("update")
@@ -127,19 +141,19 @@ def random_weight_score(given: WeightScoreInput) -> dict[str, torch.Tensor]:
     return scores
 
 
-@register_weight_score("taylor")
+@register_weight_score("taylor", needs="batches with labels")
 def taylor_weight_score(given: WeightScoreInput) -> dict[str, torch.Tensor]:
     """Score by |W + dW| times the mean of |dLoss/d(W + dW)| over the batches: the first-order cost of a zero there.
 
     Raises:
         InputError: no calibration batches, or batches without labels.
     """
-    gradients = mean_absolute_gradients(given.model, given.targets, _data(given, "taylor"))
+    gradients = mean_absolute_gradients(given.model, given.targets, given.calibration or ())
     with torch.no_grad():
         return {t.name: gradients[t.name].mul_(t.effective.abs()) for t in given.targets}
 
 
-@register_weight_score("fisher")
+@register_weight_score("fisher", needs="batches with labels")
 def fisher_weight_score(given: WeightScoreInput) -> dict[str, torch.Tensor]:
     """Score by (W + dW)^2 times the mean of (dLoss/d(W + dW))^2 over the batches: the diagonal Fisher estimate.
 
@@ -149,12 +163,12 @@ def fisher_weight_score(given: WeightScoreInput) -> dict[str, torch.Tensor]:
     Raises:
         InputError: no calibration batches, or batches without labels.
     """
-    gradients = mean_squared_gradients(given.model, given.targets, _data(given, "fisher"))
+    gradients = mean_squared_gradients(given.model, given.targets, given.calibration or ())
     with torch.no_grad():
         return {t.name: gradients[t.name].mul_(t.effective.square()) for t in given.targets}
 
 
-@register_weight_score("wanda")
+@register_weight_score("wanda", needs="batches")
 def wanda_weight_score(given: WeightScoreInput) -> dict[str, torch.Tensor]:
     """Score by |W + dW| times the norm of the input feature over all calibration tokens (Sun et al. 2024).
 
@@ -163,6 +177,6 @@ def wanda_weight_score(given: WeightScoreInput) -> dict[str, torch.Tensor]:
     Raises:
         InputError: no calibration batches.
     """
-    squares = input_square_sums(given.model, given.targets, _data(given, "wanda", "batches"))
+    squares = input_square_sums(given.model, given.targets, given.calibration or ())
     with torch.no_grad():
         return {t.name: t.effective.abs() * squares[t.name].sqrt().to(t.weight) for t in given.targets}
