@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import dsee
 from conftest import adapted, batch, logits, tiny_bert, tiny_distilbert
+from dsee.architectures import default_targets
 from dsee.errors import ArtifactError, InputError
 from dsee.update.layer import update_layers
 from update.models import own, scrambled, tiny_gpt2, train_step
@@ -25,7 +26,7 @@ def lora(base, folder, **config):
     model = get_peft_model(base, LoraConfig(**settings)).eval()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(folder)
@@ -49,7 +50,8 @@ def imported(base, folder, **config):
 
 
 def test_every_family_starts_where_the_lora_was(family, tmp_path):
-    expected = logits(lora(family(), tmp_path, target_modules="all-linear"))
+    targets = default_targets()[family().config.model_type]
+    expected = logits(lora(family(), tmp_path, target_modules=targets))
     model = imported(family(), tmp_path)
     assert not torch.allclose(expected, logits(family()), atol=1e-2)
     torch.testing.assert_close(logits(model), expected, **CLOSE)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import DataCollatorWithPadding, GPT2Config, GPT2ForSequenceClassification
+from transformers import DataCollatorWithPadding, GPT2Config, GPT2ForSequenceClassification, TrainerCallback
 
 from chain import prepare
 from conftest import FAMILIES, LABELS, POSITIONS, VOCABULARY, adapted, tiny_bert, tiny_tokenizer
@@ -18,6 +18,7 @@ from dsee.training.fit import evaluate, fit, set_attention_dropout, set_dropout
 from dsee.training.prefix_cache import frozen_prefix, prefix_cache
 from dsee.training.recipe import TrainSpec
 from dsee.training.setting import Setting
+from families import build
 
 COUNT = 24
 
@@ -262,6 +263,27 @@ def test_attention_dropout_alone(family):
     assert len(off) == len(layers(model)) == 3
     assert all("attention" in name for name in off)
     assert any(p > 0 for p in rates.values())
+
+
+def test_deberta_too_unless_it_has_a_convolution():
+    data = Examples(9)
+    model = upper(build("deberta-v3"))
+    expected = evaluate(model, data, collator())
+    with prefix_cache(model, [data], collator()) as ((part,), collate):
+        assert evaluate(model, part, collate) == pytest.approx(expected)
+    # its first layer is followed by one that is no layer
+    with (
+        pytest.raises(InputError, match="gives other logits"),
+        prefix_cache(upper(build("deberta-v2")), [data], collator()),
+    ):
+        pass
+
+
+def test_what_moves_the_lower_layers_is_refused():
+    bar = SimpleNamespace(advance=lambda n=1: None, note=lambda text: None)
+    more = {"seed": 0, "bar": bar, "cache_prefix": True, "callbacks": [TrainerCallback()]}
+    with pytest.raises(InputError, match="pruning while tuning"):
+        fit(upper(tiny_bert()), Examples(), Examples(), tiny_tokenizer(), TrainSpec(), **more)
 
 
 def test_more_examples_than_fit_in_one_batch():

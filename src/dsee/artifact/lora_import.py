@@ -73,7 +73,7 @@ def import_lora(base: Any, folder: str | Path, *, adapter_name: str = "default",
         settings["modules_to_save"] = list(dict.fromkeys(full))
     model = get_peft_model(base, DseeConfig(**settings), adapter_name=adapter_name)
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    _fill(folder, state, pairs, rest)
+    _fill(folder, state, pairs, rest, content.get("modules_to_save") or [])
     set_peft_model_state_dict(model, state, adapter_name=adapter_name)
     return model
 
@@ -226,9 +226,14 @@ def _settings(folder: Path, base: nn.Module, content: dict[str, Any], pairs: dic
     }
 
 
-def _fill(folder: Path, state: dict[str, torch.Tensor], pairs: dict[str, Pair], rest: dict[str, torch.Tensor]) -> None:
+def _fill(
+    folder: Path, state: dict[str, torch.Tensor], pairs: dict[str, Pair], rest: dict[str, torch.Tensor], full: list[str]
+) -> None:
     """Put the LoRA's numbers in the place of the new update's, and its head in the place of the new head."""
     trained = {key for key in state if ".dsee_" not in key}
+    for key in sorted(trained - set(rest)):
+        if set(key.split(".")) & set(full):
+            raise ArtifactError(f"{folder / WEIGHTS} holds no weights for {key.removeprefix(PREFIX)}. Copy it again.")
     for key in sorted(rest):
         if key not in trained:
             raise InputError(

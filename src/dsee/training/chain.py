@@ -13,20 +13,24 @@ from dsee.pruning import Heads, Neurons, Rule, plan_for
 from dsee.steps import record
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
+from dsee.training.distillation import Distillation
 from dsee.training.fit import evaluate, fit, set_attention_dropout, set_dropout, steps_of
 from dsee.training.prefix_cache import frozen_prefix
 from dsee.training.progress import Bar
-from dsee.training.recipe import TrainSpec, UpdateSpec
+from dsee.training.recipe import RecoverSpec, TrainSpec, UpdateSpec
 from dsee.training.setting import Setting
 from dsee.update import DseeConfig
 
 CALIBRATION_BATCH = 32
 
 
-def _fit_and_test(setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar) -> dict[str, Any]:
+def _fit_and_test(
+    setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar, teacher: Any = None
+) -> dict[str, Any]:
     _set_dropouts(setting, model)
     recipe, parts = setting.recipe, setting.parts
     bar.note(f"{parameters(model).trainable_share:.2%} trainable")
+    distillation = Distillation(**spec.distill.model_dump()) if isinstance(spec, RecoverSpec) and spec.distill else None
     keeper = fit(
         model,
         parts["train"],
@@ -37,13 +41,17 @@ def _fit_and_test(setting: Setting, model: Any, step: str, spec: TrainSpec, seed
         bar=bar,
         group_by_length=recipe.group_by_length,
         cache_prefix=recipe.cache_prefix,
+        teacher=teacher,
+        distillation=distillation,
     )
-    facts = {
+    facts: dict[str, Any] = {
         "epochs": len(keeper.log),
         "learning_rate": spec.learning_rate,
         "batch_size": spec.batch_size,
         "seed": seed,
     }
+    if distillation:
+        facts["distillation"] = distillation.facts()
     record(model, step, **facts)
     return {"validation": keeper.log, **_tested(setting, model, bar)}
 
@@ -167,15 +175,19 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
 
 def recover_total(setting: Setting) -> int:
     """Steps of the bar of :func:`recover`."""
-    return steps_of(setting.recipe.recover, len(setting.parts["train"])) + len(setting.parts["test"])
+    spec, train = setting.recipe.recover, len(setting.parts["train"])
+    answers = train if spec.distill and not spec.distill.hidden else 0
+    return steps_of(spec, train) + answers + len(setting.parts["test"])
 
 
-def recover(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:
-    """Go on tuning the update of the pruned model, with a fresh optimizer."""
+def recover(setting: Setting, bar: Bar, source: Path, target: Path, tuned: Path) -> dict[str, Any]:
+    """Go on tuning the update of the pruned model, with a fresh optimizer; the tuned model teaches it if asked to."""
     import dsee
 
+    spec = setting.recipe.recover
     model = dsee.load(source, trainable=True)
-    results = _fit_and_test(setting, model, "recover", setting.recipe.recover, setting.recipe.seed + 1, bar)
+    teacher = dsee.load(tuned) if spec.distill else None
+    results = _fit_and_test(setting, model, "recover", spec, setting.recipe.seed + 1, bar, teacher)
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results
 

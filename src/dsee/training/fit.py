@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,12 +15,15 @@ from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from dsee.architectures import layers
+from dsee.errors import InputError
 from dsee.modes import evaluating
 from dsee.tasks.encode import Encoded, predict
 from dsee.tasks.metrics import classification_metrics
+from dsee.training.distillation import Distillation
 from dsee.training.prefix_cache import prefix_cache
 from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
+from dsee.training.teacher import DistillationTrainer, Taught, collate_taught
 from dsee.update.groups import parameter_groups
 
 
@@ -122,6 +127,15 @@ def steps_of(spec: TrainSpec, examples: int) -> int:
     return spec.epochs * math.ceil(examples / spec.batch_size)
 
 
+def _taught(teacher: Any, data: Encoded, collate: Any, bar: Bar) -> Taught:
+    """The data with the teacher's answers, each asked for once; the bar advances by the examples."""
+    start = time.process_time()
+    with evaluating(teacher):
+        answers = predict(torch_logits(teacher), data, collate, progress=bar.advance)
+    bar.note(f"teacher answered {len(data)} sentences in {time.process_time() - start:.0f} CPU s")
+    return Taught(data, answers)
+
+
 def fit(
     model: Any,
     train: Encoded,
@@ -133,6 +147,9 @@ def fit(
     bar: Bar,
     group_by_length: bool = True,
     cache_prefix: bool = False,
+    teacher: Any = None,
+    distillation: Distillation | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
 
@@ -143,60 +160,67 @@ def fit(
         tokenizer: pads the batches.
         spec: epochs, learning rate and so on.
         seed: decides the order of the batches and the dropout.
-        bar: advanced by one for each step.
+        bar: advanced by one for each step, and by one for each sentence a teacher answers beforehand.
         group_by_length: put sentences of like length into a batch.
         cache_prefix: run the frozen layers below the first trained one only once, see
             :mod:`dsee.training.prefix_cache`.
+        teacher: the dense tuned model, if this one is to learn from it too.
+        distillation: how.
+        callbacks: more of them, called before the evaluation at the end of an epoch.
 
     Returns:
         The callback, with the validation metrics of each epoch.
+
+    Raises:
+        InputError: ``cache_prefix`` where the lower layers are not the same in every epoch.
     """
+    if cache_prefix and (callbacks or (distillation is not None and distillation.hidden)):
+        raise InputError(
+            "cache_prefix: callbacks (pruning while tuning) and distillation of hidden states need the lower layers in "
+            "every step. Set cache_prefix: false."
+        )
     parts, collate = [train, validation], DataCollatorWithPadding(tokenizer)
+    taught = _taught(teacher, train, collate, bar) if distillation is not None and not distillation.hidden else None
     with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
         keeper = KeepBest(parts[1], collate, bar, spec.patience)
-        _train(model, parts[0], collate, spec, seed, keeper, group_by_length)
+        rows = Taught(parts[0], taught.answers) if taught else parts[0]
+        common = {"model": model, "callbacks": [*callbacks, keeper]}
+        with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
+            # a teacher's answers and the number of stored states are in the rows, and no arguments of the model
+            plain = taught is None and not cache_prefix
+            arguments = _arguments(scratch, spec, len(train), seed, group_by_length, remove_unused_columns=plain)
+            trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
+            # prints a line of its own for each log
+            trainer.remove_callback(_printer())
+            set_seed(seed)
+            trainer.train()
     _restore(model, keeper.state)
     model.eval()
     return keeper
 
 
-def _train(
-    model: Any, train: Encoded, collate: Any, spec: TrainSpec, seed: int, keeper: KeepBest, group_by_length: bool
-) -> None:
-    set_seed(seed)
-    with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=spec.epochs,
-            learning_rate=spec.learning_rate,
-            per_device_train_batch_size=spec.batch_size,
-            warmup_steps=math.ceil(spec.warmup * steps_of(spec, len(train))),
-            weight_decay=spec.weight_decay,
-            max_grad_norm=spec.max_grad_norm,
-            lr_scheduler_type="linear",
-            train_sampling_strategy="group_by_length" if group_by_length else "random",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            seed=seed,
-            label_names=["labels"],
-            # the collator wants to see more than the model takes
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-        kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=train,
-            data_collator=collate,
-            callbacks=[keeper],
-            optimizers=(kind(groups_of(model, spec), **settings), None),
-        )
-        # prints a line of its own for each log
-        trainer.remove_callback(_printer())
-        trainer.train()
+def _arguments(
+    scratch: str, spec: TrainSpec, examples: int, seed: int, group_by_length: bool, **more: Any
+) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=spec.epochs,
+        learning_rate=spec.learning_rate,
+        per_device_train_batch_size=spec.batch_size,
+        warmup_steps=math.ceil(spec.warmup * steps_of(spec, examples)),
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        lr_scheduler_type="linear",
+        train_sampling_strategy="group_by_length" if group_by_length else "random",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **more,
+    )
 
 
 def groups_of(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
@@ -213,6 +237,21 @@ def groups_of(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
         sparse_lr=spec.sparse_learning_rate,
         head_lr=spec.head_learning_rate,
         weight_decay=spec.weight_decay,
+    )
+
+
+def _trainer(
+    common: dict[str, Any], rows: Any, collate: Any, spec: TrainSpec, teacher: Any, distillation: Distillation | None
+) -> Trainer:
+    """A plain Trainer, or one with a teacher, or with the answers of one if these are enough."""
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(common["args"])
+    common = common | {"optimizers": (kind(groups_of(common["model"], spec), **settings), None)}
+    if distillation is None:
+        return Trainer(train_dataset=rows, data_collator=collate, **common)
+    if isinstance(rows, Taught):
+        teacher, collate = None, collate_taught(collate)
+    return DistillationTrainer(
+        train_dataset=rows, data_collator=collate, teacher=teacher, distillation=distillation, **common
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dsee.architectures import base_model, find, layers
-from dsee.architectures._map import submodule
+from dsee.architectures._view import submodule
 from dsee.errors import ArtifactError, InputError
 from dsee.modes import evaluating
 from dsee.tasks.encode import Encoded, batches
@@ -75,14 +75,14 @@ def frozen_prefix(model: nn.Module) -> int:
         InputError: the family is no such encoder, or something below is trained or random.
     """
     base, stack = base_model(model), layers(model)
-    where = f"{find(model).layers}."
-    if not hasattr(base, "embeddings") or getattr(base.config, "is_decoder", False):
+    where = find(model).layers
+    if not isinstance(where, str) or not hasattr(base, "embeddings") or getattr(base.config, "is_decoder", False):
         raise InputError(
             f"cache_prefix: {type(base).__name__} is no encoder with an 'embeddings' part, so its lower layers cannot "
             "be left out of a pass. Set cache_prefix: false."
         )
     for name, parameter in base.named_parameters():
-        if parameter.requires_grad and not name.startswith((where, "pooler.")):
+        if parameter.requires_grad and not name.startswith((f"{where}.", "pooler.")):
             raise InputError(
                 f"cache_prefix: {name} is trained and comes before the layers, so what enters them changes. Freeze it, "
                 "or set cache_prefix: false."
@@ -177,7 +177,7 @@ def _numbered(cached: list[Encoded], count: int) -> list[dict[str, Any]]:
 def _without(model: nn.Module, prefix: int) -> Iterator[None]:
     """Take embeddings and lower layers out of the model, and put them back at the end."""
     base = base_model(model)
-    path, _, leaf = find(model).layers.rpartition(".")
+    path, _, leaf = str(find(model).layers).rpartition(".")
     holder = submodule(base, path)
     whole = getattr(holder, leaf)
     upper = nn.ModuleList()

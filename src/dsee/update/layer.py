@@ -170,13 +170,17 @@ class DseeLayer(BaseTunerLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Subtract the merged updates again; exact up to rounding, as with LoRA."""
+        """Subtract the merged updates again; exact up to rounding, as with LoRA, and exact where a weight is masked."""
+        # that package looks at layers with updates, so it cannot be imported before they are there
+        from dsee.pruning.masks import hold
+
         weight = self.get_base_layer().weight
         exact = torch.promote_types(weight.dtype, torch.float32)
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             if self.has_update(name):
                 weight.data.copy_((weight.data.to(exact) - self.get_delta_weight(name).to(exact)).to(weight.dtype))
+        hold(self.get_base_layer())
 
 
 class DseeLinear(nn.Module, DseeLayer):
