@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from dsee.errors import ArchitectureError
-from dsee.update.layer import DseeLayer, refuse_recomputed
+from dsee.update.bases import refuse_recomputed
+from dsee.update.layer import DseeLayer
 from dsee.update.sparse_delta import SparseDelta
 
 
