@@ -103,7 +103,7 @@ def build(cell: Cell) -> nn.Module:
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(name.startswith(("classifier", "bert.pooler")))
         return base
-    return get_peft_model(base, _config(cell))
+    return get_peft_model(base, _config(cell, base.config.num_hidden_layers))
 
 
 def first_trained(model: nn.Module) -> int:
@@ -111,14 +111,14 @@ def first_trained(model: nn.Module) -> int:
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if any("embeddings" in name for name in names):
         return 0
-    stack = model.get_base_model().bert.encoder.layer if hasattr(model, "get_base_model") else model.bert.encoder.layer
-    return min([int(n.split("encoder.layer.")[1].split(".")[0]) for n in names if "encoder.layer." in n], default=len(stack))
+    numbers = [int(name.split("encoder.layer.")[1].split(".")[0]) for name in names if "encoder.layer." in name]
+    return min(numbers, default=model.config.num_hidden_layers)  # type: ignore[union-attr] - any transformers model
 
 
-def _config(cell: Cell) -> Any:
-    half = {"all": r"\d+", "upper": "[345]"}[cell.layers]
+def _config(cell: Cell, depth: int) -> Any:
+    half = "|".join(str(i) for i in range(depth // 2 if cell.layers == "upper" else 0, depth))
     inner, _, pooler = cell.targets.partition("+")
-    pattern = LAYER.format(layers=half) + TARGETS[inner] + (r"|.*pooler\.dense" if pooler else "")
+    pattern = LAYER.format(layers=f"({half})") + TARGETS[inner] + (r"|.*pooler\.dense" if pooler else "")
     saved = ["pooler"] * cell.pooler + ["LayerNorm"] * cell.norms
     common: dict[str, Any] = {
         "task_type": "SEQ_CLS",

@@ -30,8 +30,9 @@ class Feed:
     def __init__(self, model: nn.Module, cell: Cell) -> None:
         self.model = model
         lowest = first_trained(model)
-        # dropout makes another prefix at each pass; the last layer is needed for the head anyway
-        self.start = 0 if cell.dropout or cell.attention_dropout else min(lowest, 5)
+        # dropout makes another prefix at each pass; the head wants the last layer's output, and that for one token only
+        last = model.config.num_hidden_layers - 1  # type: ignore[union-attr] - any transformers model
+        self.start = 0 if cell.dropout or cell.attention_dropout else min(lowest, last)
 
     def batch(self, part: Part, rows: list[int]) -> dict[str, torch.Tensor]:
         """One padded batch, with its hidden states if there is a frozen prefix."""
