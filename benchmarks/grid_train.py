@@ -16,7 +16,6 @@ from grid_data import TASKS, Part, batches, metrics, parts, tensors
 from grid_forward import embedded, logits
 from grid_model import Cell, build, counts, first_trained, groups
 
-
 _PREFIXES: dict[tuple[int, int], list[torch.Tensor]] = {}
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_bert
 from torch.nn.functional import cross_entropy
+
+from conftest import tiny_bert
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
