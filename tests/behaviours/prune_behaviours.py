@@ -90,7 +90,7 @@ class PruneBehaviours:
             assert (oriented(linear)[~mask] == 0).all(), name
 
     def test_two_of_four_and_blocks_have_their_patterns(self):
-        groups = {name: mask for name, mask in zeros(self.pruned(RULES["2:4"])).items()}
+        groups = zeros(self.pruned(RULES["2:4"]))
         assert all((mask.view(mask.shape[0], -1, 4).sum(2) == 2).all() for mask in groups.values())
         blocks = zeros(self.pruned(RULES["blocks"])).values()
         assert all((mask.view(-1, 4, mask.shape[1]).sum(1) % 4 == 0).all() for mask in blocks)

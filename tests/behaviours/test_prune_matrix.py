@@ -52,5 +52,5 @@ class TestT5(PruneBehaviours):
     heads = False
 
     def test_its_heads_are_refused_by_name(self):
-        with pytest.raises(dsee.ArchitectureError, match="t5.*heads"):
+        with pytest.raises(dsee.ArchitectureError, match=r"t5.*heads"):
             dsee.prune(self.family.adapted(), dsee.Heads(0.5, score="weight"))
