@@ -1,12 +1,12 @@
 """One training step with a DSEE update against PEFT's LoRA and Supertuning and full fine-tuning, in the same run.
 
-Forward, backward and AdamW on query and value, r=16, N=64, one thread. Variants take turns in one process; what counts is
-the ratio. "defaults" are what transformers and PEFT give who sets nothing: dropout 0.1 in the base, none in the adapter.
-"dropout 0.1 everywhere" is LoRA as its examples set it up, with dropout on the adapter's input too.
+Forward, backward and AdamW on query and value, r=16, N=64, one thread. Variants take turns in one process; what counts
+is the ratio. "defaults" are what transformers and PEFT give who sets nothing: dropout 0.1 in the base, none in the
+adapter. "dropout 0.1 everywhere" is LoRA as its examples set it up, with dropout on the adapter's input too.
 
-Peak memory is what the operating system saw (VmHWM, reset after the model is built) in a child process for each variant, so
-that temporaries inside the kernels count and one variant's leavings do not. Saved activations are the distinct storages
-that autograd keeps for the backward pass, parameters left out.
+Peak memory is what the operating system saw (VmHWM, reset after the model is built) in a child process for each
+variant, so that temporaries inside the kernels count and one variant's leavings do not. Saved activations are the
+distinct storages that autograd keeps for the backward pass, parameters left out.
 
     flock LOCK python benchmarks/training.py [SHAPE ...]
 """

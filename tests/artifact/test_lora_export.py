@@ -44,8 +44,9 @@ def test_every_family_keeps_its_logits(family, tmp_path):
     torch.testing.assert_close(logits(opened(family(), folder)), logits(model), **CLOSE)
 
 
-def test_conv1d_keeps_its_logits(tmp_path):
-    model = scrambled(adapted_gpt2())
+@pytest.mark.parametrize("parts", [None, {}, {"c_attn": ["key"]}, {"c_attn": ["query", "key", "value"]}], ids=str)
+def test_conv1d_keeps_its_logits(parts, tmp_path):
+    model = scrambled(adapted_gpt2(fused_parts=parts))
     folder = export(model, tmp_path)
     assert read_config(folder)["fan_in_fan_out"] is True
     torch.testing.assert_close(logits(opened(tiny_gpt2(), folder)), logits(model), **CLOSE)

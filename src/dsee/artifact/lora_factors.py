@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dsee.update.fused import FusedUp
 from dsee.update.layer import DseeLayer
 
 
@@ -25,8 +26,8 @@ def lora_factors(layer: DseeLayer, adapter: str) -> tuple[torch.Tensor, torch.Te
     ups, lows = [], []
     if adapter in layer.dsee_U:
         up = layer.dsee_U[adapter]
-        # a fused layer's U is kept in blocks
-        full = up.dense() if hasattr(up, "dense") else up.weight.detach()
+        # with zeros between the blocks of the parts
+        full = up.dense() if isinstance(up, FusedUp) else up.weight.detach()
         ups.append(full * scaling)
         lows.append(layer.dsee_V[adapter].weight.detach())
     if adapter in layer.dsee_S:

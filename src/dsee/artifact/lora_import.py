@@ -19,8 +19,8 @@ from dsee.artifact.lora_export import CONFIG, PREFIX, WEIGHTS
 from dsee.artifact.lora_names import pattern, target_names
 from dsee.artifact.manifest import NAME, verify
 from dsee.errors import ArtifactError, InputError, listed, nearest
+from dsee.update.bases import linear_shape
 from dsee.update.config import DseeConfig
-from dsee.update.layer import linear_shape
 
 #: Fields that say how a LoRA was made or where its parts lie, which its file tells better, or that an update has too.
 _KNOWN = {
@@ -209,7 +209,6 @@ def _settings(folder: Path, base: nn.Module, content: dict[str, Any], pairs: dic
         if not (math.isfinite(alphas[path]) and alphas[path] > 0):
             raise InputError(f"{folder}: {path} has lora_alpha={alphas[path]}; an update's scale is positive.")
     bias = content.get("bias") or "none"
-    plain_layers: dict[str, Any] = {"fused_parts": {}} if "fused_parts" in DseeConfig.__dataclass_fields__ else {}
     return {
         "task_type": content.get("task_type"),
         "base_model_name_or_path": content.get("base_model_name_or_path"),
@@ -222,7 +221,8 @@ def _settings(folder: Path, base: nn.Module, content: dict[str, Any], pairs: dic
         "use_rslora": bool(content.get("use_rslora")),
         "dropout": dropout,
         "bias": {"lora_only": "dsee_only"}.get(bias, bias),
-        **plain_layers,
+        # B A lies over the whole of a layer that fuses query, key and value
+        "fused_parts": {},
     }
 
 
