@@ -8,7 +8,7 @@ Peak memory is what the operating system saw (VmHWM, reset after the model is bu
 variant, so that temporaries inside the kernels count and one variant's leavings do not. Saved activations are the
 distinct storages that autograd keeps for the backward pass, parameters left out.
 
-    flock LOCK python benchmarks/training.py [SHAPE ...]
+    python benchmarks/training.py [SHAPE ...] [--part time | memory]
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from dsee.training.prefix_cache import ROW, prefix_cache
 R, N, SEQUENCE = 16, 64, 128
 #: Sentences in a batch: those of BERT-base are fewer, so that all variants fit one machine in one sitting.
 BATCH = {"MiniLM-L6": 16, "BERT-base": 4}
-ROUNDS = {"MiniLM-L6": 7, "BERT-base": 4}
+ROUNDS = {"MiniLM-L6": 5, "BERT-base": 3}
 TARGETS = ["query", "value"]
 
 
@@ -141,7 +141,7 @@ def child(shape: str, variant: str) -> None:
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     run = stepper(model, batch)
-    for _ in range(3):
+    for _ in range(2):
         run()
     print(json.dumps(status("VmHWM") - before))
 
@@ -178,7 +178,8 @@ def cached(shape: str, stack: ExitStack) -> tuple[Any, dict[str, torch.Tensor], 
     return model, collate(part.features), filled
 
 
-def measure(shape: str) -> dict[str, Any]:
+def times(shape: str) -> dict[str, Any]:
+    """Saved bytes and CPU seconds of each variant, and ratios of these to LoRA's."""
     figures: dict[str, dict[str, float]] = {name: {} for name in [*VARIANTS, CACHED]}
     with ExitStack() as stack:
         calls = {}
@@ -193,43 +194,50 @@ def measure(shape: str) -> dict[str, Any]:
         calls[CACHED] = stepper(model, batch)
         for name, seconds in cpu_seconds(calls, rounds=ROUNDS[shape]).items():
             figures[name]["cpu_seconds"] = seconds
-    for name in VARIANTS:
-        figures[name]["peak_bytes"] = peak(shape, name)
+    return with_ratios(figures, "cpu_seconds")
+
+
+def memory(shape: str) -> dict[str, Any]:
+    """Peak bytes above the model of each variant, and ratios of these to LoRA's."""
+    return with_ratios({name: {"peak_bytes": peak(shape, name)} for name in VARIANTS}, "peak_bytes")
+
+
+def with_ratios(figures: dict[str, dict[str, float]], field: str) -> dict[str, dict[str, float]]:
     for row in figures.values():
-        for reference in REFERENCES:
-            base = figures[reference]
-            row[f"time / {reference}"] = row["cpu_seconds"] / base["cpu_seconds"]
-            if "peak_bytes" in row:
-                row[f"peak / {reference}"] = row["peak_bytes"] / base["peak_bytes"]
-    return {"batch": BATCH[shape], "sequence": SEQUENCE, "r": R, "n_sparse": N, "variants": figures}
+        row |= {f"over {reference}": row[field] / figures[reference][field] for reference in REFERENCES}
+    return figures
 
 
-def show(shape: str, found: dict[str, Any]) -> None:
+def show(shape: str, part: str, found: dict[str, Any]) -> None:
     print(
-        f"{shape}, {found['batch']} x {found['sequence']} tokens; time and peak memory over LoRA without dropout, with"
+        f"{shape}, {BATCH[shape]} x {SEQUENCE} tokens, {part}; over LoRA without dropout, defaults, dropout everywhere"
     )
-    print("its defaults, with dropout 0.1 everywhere")
-    for name, row in found["variants"].items():
-        times = " ".join(f"{row[f'time / {r}']:5.2f}" for r in REFERENCES)
-        peaks = " ".join(f"{row.get(f'peak / {r}', float('nan')):5.2f}" for r in REFERENCES)
-        memory = row.get("peak_bytes", float("nan")) / 2**20
-        saved = row["saved_bytes"] / 2**20
-        print(f"  {name:<44}{row['cpu_seconds']:6.2f} s {times}  {memory:6.0f} MiB {peaks}  saved {saved:5.0f} MiB")
+    for name, row in found.items():
+        ratios = " ".join(f"{row[f'over {reference}']:5.2f}" for reference in REFERENCES)
+        if part == "time":
+            shown = f"{row['cpu_seconds']:6.2f} s {ratios}   saved {row['saved_bytes'] / 2**20:5.0f} MiB"
+        else:
+            shown = f"{row['peak_bytes'] / 2**20:6.0f} MiB {ratios}"
+        print(f"  {name:<44}{shown}", flush=True)
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser()
     parser.add_argument("shapes", nargs="*", default=list(BATCH))
+    parser.add_argument("--part", choices=["time", "memory"])
     parser.add_argument("--child", nargs=2)
     arguments = parser.parse_args()
     if arguments.child:
         child(*arguments.child)
         return
     for shape in arguments.shapes:
-        found = measure(shape)
-        show(shape, found)
-        keep(f"training-{shape}", found)
+        for part, measure in {"time": times, "memory": memory}.items():
+            if arguments.part in (None, part):
+                found = measure(shape)
+                show(shape, part, found)
+                facts = {"batch": BATCH[shape], "sequence": SEQUENCE, "r": R, "n_sparse": N}
+                keep(f"training-{part}-{shape}", facts | {"variants": found})
 
 
 if __name__ == "__main__":
