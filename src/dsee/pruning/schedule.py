@@ -91,6 +91,23 @@ class Gradual:
         start, end = self._span or (self.start, self.end)
         return {"start": start, "end": end, "every": self.every, "law": self.law, "regrow": self.regrow}
 
+    def span(self, total: int | None = None) -> tuple[int, int]:
+        """Return the steps at which the schedule begins and ends.
+
+        Args:
+            total: optimizer steps in all, if ``start`` or ``end`` is a share.
+
+        Raises:
+            InputError: a share without ``total``, or steps that do not fit.
+        """
+        start, end = (_step(value, total) for value in (self.start, self.end))
+        if end <= start or (total is not None and end > total):
+            raise InputError(
+                f"Gradual: steps {start} to {end} do not fit into a training of {total} steps. "
+                "Train longer, or let start and end be shares such as 0.1 and 0.7."
+            )
+        return start, end
+
     def attach(self, model: nn.Module, total: int | None = None) -> None:
         """Get ready: resolve shares of the steps, check the rule, and follow the movement if the score wants that.
 
@@ -103,12 +120,7 @@ class Gradual:
             OrderError: an update is merged.
             ArchitectureError: the family has no map and the rule names no matrices.
         """
-        span = (_step(self.start, total), _step(self.end, total))
-        if span[1] <= span[0] or (total is not None and span[1] > total):
-            raise InputError(
-                f"Gradual: steps {span[0]} to {span[1]} do not fit into a training of {total} steps. "
-                "Train longer, or let start and end be shares such as 0.1 and 0.7."
-            )
+        span = self.span(total)
         targets = check_mask_rule(model, self.rule)
         check_calibration(self.rule.score, () if callable(self.calibration) else self.calibration)
         if self.regrow:

@@ -9,7 +9,9 @@ from typing import Any
 from dsee.architectures import layers
 from dsee.errors import InputError
 from dsee.measure import flops, parameters
-from dsee.pruning import Heads, Neurons, Rule, plan_for
+from dsee.pruning import Gradual, Heads, MaskRule, Neurons, Rule, plan_for
+from dsee.pruning.mask_order import shapes_after
+from dsee.pruning.mask_plan import check_mask_rule
 from dsee.steps import record
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
@@ -23,7 +25,15 @@ CALIBRATION_BATCH = 32
 
 
 def _fit_and_test(
-    setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar, teacher: Any = None
+    setting: Setting,
+    model: Any,
+    step: str,
+    spec: TrainSpec,
+    seed: int,
+    bar: Bar,
+    *,
+    teacher: Any = None,
+    schedule: Gradual | None = None,
 ) -> dict[str, Any]:
     if setting.recipe.base_dropout is not None:
         set_dropout(model, setting.recipe.base_dropout)
@@ -40,6 +50,7 @@ def _fit_and_test(
         bar=bar,
         teacher=teacher,
         distillation=distillation,
+        schedule=schedule,
     )
     facts: dict[str, Any] = {
         "epochs": len(keeper.log),
@@ -92,19 +103,20 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
     return results
 
 
-def rules_of(setting: Setting) -> list[Rule]:
-    """Return the recipe's pruning rules.
+def rules_of(setting: Setting) -> list[Rule | MaskRule]:
+    """Return the rules that the pruning stage carries out: all of the recipe's but one that has a schedule.
 
     Raises:
         InputError: a rule that does not exist.
     """
     spec, seed = setting.recipe.prune, setting.recipe.seed
-    rules: list[Rule] = []
+    rules: list[Rule | MaskRule] = []
     if spec and spec.heads:
         rules.append(Heads(**spec.heads.model_dump(), seed=seed))
     if spec and spec.neurons:
         rules.append(Neurons(**spec.neurons.model_dump(), seed=seed))
-    return rules
+    mask = spec.mask_rule(seed) if spec and not spec.schedule else None
+    return [*rules, mask] if mask else rules
 
 
 def preflight(setting: Setting) -> None:
@@ -113,11 +125,17 @@ def preflight(setting: Setting) -> None:
     Raises:
         InputError: the first such thing.
     """
-    empty = setting.empty_model()
+    empty, spec = setting.empty_model(), setting.recipe.prune
     layers(empty)
-    for rule in rules_of(setting):
-        # any score will do to see whether the amount can be met
-        plan_for(empty, replace(rule, score="random"))
+    # any score will do to see whether the amount can be met
+    cuts = [replace(rule, score="random") for rule in rules_of(setting) if isinstance(rule, Rule)]
+    plans = [plan_for(empty, rule) for rule in cuts]
+    mask = spec.mask_rule(setting.recipe.seed) if spec else None
+    if mask:
+        check_mask_rule(empty, mask, shapes_after(empty, plans))
+    schedule = spec.gradual(setting.recipe.seed) if spec else None
+    if schedule:
+        schedule.span(steps_of(setting.recipe.recover, setting.data.sizes["train"]))
 
 
 def prune_total(setting: Setting) -> int:
@@ -158,6 +176,15 @@ def recover_total(setting: Setting) -> int:
     return steps_of(spec, train) + answers + len(setting.parts["test"])
 
 
+def gradual_of(setting: Setting) -> Gradual | None:
+    """Return the recipe's schedule, if it has one."""
+    spec = setting.recipe.prune
+    if spec is None or not spec.schedule:
+        return None
+    found = batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, spec.calibration)
+    return spec.gradual(setting.recipe.seed, [batch for _, batch in found])
+
+
 def recover(setting: Setting, bar: Bar, source: Path, target: Path, tuned: Path) -> dict[str, Any]:
     """Go on tuning the update of the pruned model, with a fresh optimizer; the tuned model teaches it if asked to."""
     import dsee
@@ -165,7 +192,9 @@ def recover(setting: Setting, bar: Bar, source: Path, target: Path, tuned: Path)
     spec = setting.recipe.recover
     model = dsee.load(source, trainable=True)
     teacher = dsee.load(tuned) if spec.distill else None
-    results = _fit_and_test(setting, model, "recover", spec, setting.recipe.seed + 1, bar, teacher)
+    schedule = gradual_of(setting)
+    seed = setting.recipe.seed + 1
+    results = _fit_and_test(setting, model, "recover", spec, seed, bar, teacher=teacher, schedule=schedule)
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from dsee.tasks.spec import DataSpec
 from dsee.training.distillation import Distillation
+from dsee.training.mask_spec import MasksSpec
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -102,7 +103,7 @@ class NeuronsSpec(Section):
     multiple_of: Positive | None = None
 
 
-class PruneSpec(Section):
+class PruneSpec(MasksSpec):
     """What is removed, and how many training sentences the scores that look at data may see."""
 
     heads: HeadsSpec | None = None
@@ -117,8 +118,11 @@ class PruneSpec(Section):
 
     @model_validator(mode="after")
     def _something(self) -> PruneSpec:
-        if self.heads is None and self.neurons is None:
-            raise ValueError("give heads, neurons or both; leave the whole section out to skip pruning")
+        if not any((self.heads, self.neurons, self.weights, self.blocks, self.n_of_m)):
+            raise ValueError(
+                "give heads, neurons or both, or weights, blocks or n_of_m; leave the whole section out to skip pruning"
+            )
+        self.check_masks()
         return self
 
 

@@ -105,21 +105,25 @@ def run(
     variants, last = {"dense": tuned}, tuned
     if recipe.prune:
         pruned, recovered = stages / "pruned", stages / "recovered"
-        runner.stage(
-            "prune",
-            recipe.prune.model_dump(),
-            [pruned],
-            lambda: chain.prune_total(setting),
-            lambda bar: chain.prune(setting, bar, tuned, pruned),
-        )
+        if chain.rules_of(setting):
+            runner.stage(
+                "prune",
+                recipe.prune.model_dump(),
+                [pruned],
+                lambda: chain.prune_total(setting),
+                lambda bar: chain.prune(setting, bar, tuned, pruned),
+            )
+            variants, last = variants | {"pruned": pruned}, pruned
+        source = last
         runner.stage(
             "recover",
-            recipe.recover.model_dump(),
+            # with a schedule that is when pruning happens
+            [recipe.recover.model_dump(), recipe.prune.model_dump()],
             [recovered],
             lambda: chain.recover_total(setting),
-            lambda bar: chain.recover(setting, bar, pruned, recovered, tuned),
+            lambda bar: chain.recover(setting, bar, source, recovered, tuned),
         )
-        variants, last = variants | {"pruned": pruned, "recovered": model}, recovered
+        variants, last = variants | {"recovered": model}, recovered
     runner.stage("merge", None, [model], test, lambda bar: chain.merge(setting, bar, last, model))
     exports: dict[str, Path] = {name: target / f"onnx-{name}" for name in dict.fromkeys(recipe.export.onnx)}
     if exports:
