@@ -77,6 +77,7 @@ def test_the_best_epoch_is_one_whose_masks_are_whole(tmp_path, model_folder):
     assert control.should_training_stop
 
 
+@pytest.mark.slow
 def test_masks_at_once_come_after_the_cuts_of_the_same_recipe(tmp_path, model_folder):
     result, _ = ran(
         tmp_path, model_folder, prune={"heads": 1, "n_of_m": {"n": 2, "m": 4}, "calibration": 32}, recover=QUICK
