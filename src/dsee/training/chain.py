@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from dsee.architectures import layers
 from dsee.errors import InputError
 from dsee.measure import flops, parameters
-from dsee.pruning import Heads, Neurons, Rule, plan_for
+from dsee.pruning import Blocks, Heads, MaskRule, Neurons, NofM, Rule, Weights, get_mask, masked_linears, plan_for
+from dsee.pruning.mask_order import shapes_after
+from dsee.pruning.mask_plan import check_mask_rule
 from dsee.steps import record
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
@@ -51,7 +54,15 @@ def _tested(setting: Setting, model: Any, bar: Bar) -> dict[str, Any]:
         # what runs once the update is merged, as it is before anything is deployed or timed
         "flops": operations.total - operations.update,
         "encoder_flops": operations.encoder - operations.update,
+        **_zeros(model),
     }
+
+
+def _zeros(model: Any) -> dict[str, Any]:
+    """Share of zeros in the masked matrices, if there are any."""
+    masks = [mask for linear in masked_linears(model).values() if (mask := get_mask(linear)) is not None]
+    weights = sum(mask.numel() for mask in masks)
+    return {"zeros": 1 - sum(int(mask.sum()) for mask in masks) / weights} if weights else {}
 
 
 def tune_total(setting: Setting) -> int:
@@ -91,6 +102,23 @@ def rules_of(setting: Setting) -> list[Rule]:
     return rules
 
 
+def mask_rules_of(setting: Setting) -> list[MaskRule]:
+    """Return the recipe's rules for weights.
+
+    Raises:
+        InputError: a rule that does not exist.
+    """
+    spec, seed = setting.recipe.prune, setting.recipe.seed
+    rules: list[MaskRule] = []
+    if spec and spec.weights:
+        rules.append(Weights(**spec.weights.model_dump(), seed=seed))
+    if spec and spec.blocks:
+        rules.append(Blocks(**spec.blocks.model_dump(), seed=seed))
+    if spec and spec.nofm:
+        rules.append(NofM(**spec.nofm.model_dump(), seed=seed))
+    return rules
+
+
 def preflight(setting: Setting) -> None:
     """Find what would fail after hours of tuning before it starts: no map, no such score, more heads than there are.
 
@@ -99,9 +127,11 @@ def preflight(setting: Setting) -> None:
     """
     empty = setting.empty_model()
     layers(empty)
-    for rule in rules_of(setting):
-        # any score will do to see whether the amount can be met
-        plan_for(empty, replace(rule, score="random"))
+    # any score will do to see whether the amount can be met
+    plans = [plan_for(empty, replace(rule, score="random")) for rule in rules_of(setting)]
+    shapes = shapes_after(empty, plans)
+    for mask_rule in mask_rules_of(setting):
+        check_mask_rule(empty, mask_rule, shapes)
 
 
 def prune_total(setting: Setting) -> int:
@@ -116,7 +146,7 @@ def _calibration_batches(setting: Setting) -> int:
 
 
 def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:
-    """Remove heads and neurons by the recipe's rules."""
+    """Remove heads and neurons and mask weights by the recipe's rules."""
     import dsee
 
     spec = setting.recipe.prune
@@ -129,7 +159,7 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
             bar.advance()
             yield batch
 
-    report = dsee.prune(model, *rules_of(setting), calibration=calibration())
+    report = dsee.prune(model, *rules_of(setting), *mask_rules_of(setting), calibration=calibration())
     results = _tested(setting, model, bar)
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results | {"before": report.before, "after": report.after}
@@ -151,11 +181,24 @@ def recover(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str,
 
 
 def merge(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:
-    """Merge the update and save the plain model; its accuracy has to be the unmerged one's."""
+    """Merge the update and save the plain model.
+
+    Its accuracy has to be the unmerged one's, except where masks drop the part of the update that lies on zeros.
+    """
     import dsee
 
-    model = dsee.merge(dsee.load(source))
-    results = _tested(setting, model, bar)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = dsee.merge(dsee.load(source))
+    said = []
+    for warning in caught:
+        text = str(warning.message)
+        if text.startswith("merge: "):
+            said.append(text)
+            bar.note(text)
+        else:
+            warnings.warn(warning.message, stacklevel=2)
+    results = _tested(setting, model, bar) | ({"said": said} if said else {})
     dsee.save(model, target, tokenizer=setting.tokenizer, facts={"test": results["test"]})
     return results
 
