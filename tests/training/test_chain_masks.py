@@ -80,7 +80,7 @@ def test_the_best_epoch_is_one_whose_masks_are_whole(tmp_path, model_folder):
 @pytest.mark.slow
 def test_masks_at_once_come_after_the_cuts_of_the_same_recipe(tmp_path, model_folder):
     result, _ = ran(
-        tmp_path, model_folder, prune={"heads": 1, "n_of_m": {"n": 2, "m": 4}, "calibration": 32}, recover=QUICK
+        tmp_path, model_folder, prune={"heads": 1, "nofm": {"n": 2, "m": 4}, "calibration": 32}, recover=QUICK
     )
     assert list(result.variants) == ["dense", "pruned", "recovered"]
     merged = dsee.load(tmp_path / "out" / "model")
@@ -92,8 +92,8 @@ def test_masks_at_once_come_after_the_cuts_of_the_same_recipe(tmp_path, model_fo
 @pytest.mark.parametrize(
     ("prune", "said"),
     [
-        ({"n_of_m": {"n": 3, "m": 7}}, "no multiple of 7"),
-        ({"n_of_m": {"n": 4, "m": 4}}, "0 < n < m"),
+        ({"nofm": {"n": 3, "m": 7}}, "no multiple of 7"),
+        ({"nofm": {"n": 4, "m": 4}}, "0 < n < m"),
         ({"blocks": {"ratio": 0.5, "score": "fischer"}}, "Did you mean 'fisher'"),
         ({"weights": {"ratio": 0.5, "targets": ["qery"]}}, "Did you mean 'query'"),
         ({"weights": 0.5, "schedule": {"start": 0.5, "end": 0.3}}, "does not come after"),

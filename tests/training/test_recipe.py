@@ -53,7 +53,7 @@ def test_shipped_recipes_are_valid(path):
         (MINIMAL + "tune: {distill: true}\n", "tune.distill: unknown key"),
         (MINIMAL + "prune: {blocks: 1.5}\n", "prune.blocks.ratio:"),
         (MINIMAL + "prune: {blocks: {ratio: 0.5, shap: [4, 1]}}\n", "Did you mean 'shape'?"),
-        (MINIMAL + "prune: {blocks: 0.5, weights: 0.5}\n", "give one of weights, blocks and n_of_m"),
+        (MINIMAL + "prune: {blocks: 0.5, weights: 0.5}\n", "weights and blocks are patterns for the same weights"),
         (MINIMAL + "prune: {heads: 1, schedule: cubic}\n", "there is nothing to reach"),
         (MINIMAL + "prune: {blocks: {ratio: 0.5, score: movement}}\n", "learned while recovering; add a schedule"),
         (MINIMAL + "prune: {blocks: 0.5, schedule: cubc}\n", "prune.schedule.law:"),

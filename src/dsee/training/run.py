@@ -127,7 +127,7 @@ def _prune_and_recover(runner: _Runner, spec: PruneSpec, tuned: Path) -> Path:
     """Run these two stages, or the second alone if all there is to prune has a schedule; return what comes out."""
     setting, source = runner.setting, tuned
     pruned, recovered = tuned.with_name("pruned"), tuned.with_name("recovered")
-    if chain.rules_of(setting):
+    if chain.at_once(setting):
         runner.stage(
             "prune",
             spec.model_dump(),
