@@ -26,21 +26,30 @@ if TYPE_CHECKING:
     from dsee.measure.latency import latency
     from dsee.measure.parameters import parameters
     from dsee.measure.summary import summary
+    from dsee.pruning.budget import Budget
+    from dsee.pruning.gates import add_gates, gate_penalty
     from dsee.pruning.rules import Heads, Neurons
     from dsee.runtime.onnx_export import export_onnx
     from dsee.steps import history
+    from dsee.surgery.gates import fold_gates
     from dsee.surgery.merge import merge
     from dsee.surgery.prune import prune
+    from dsee.training.gates import GateCallback
     from dsee.update.config import DseeConfig
     from dsee.update.model import DseeModel
 
 _HOME = {
+    "Budget": "dsee.pruning",
     "DseeConfig": "dsee.update",
     "DseeModel": "dsee.update",
+    "GateCallback": "dsee.training.gates",
     "Heads": "dsee.pruning",
     "Neurons": "dsee.pruning",
+    "add_gates": "dsee.pruning.gates",
     "export_onnx": "dsee.runtime.onnx_export",
     "flops": "dsee.measure",
+    "fold_gates": "dsee.surgery",
+    "gate_penalty": "dsee.pruning.gates",
     "history": "dsee.steps",
     "latency": "dsee.measure",
     "load": "dsee.artifact.load",
@@ -55,18 +64,23 @@ _HOME = {
 __all__ = [
     "ArchitectureError",
     "ArtifactError",
+    "Budget",
     "DseeConfig",
     "DseeError",
     "DseeModel",
     "ExportError",
+    "GateCallback",
     "Heads",
     "InputError",
     "MissingExtraError",
     "Neurons",
     "OrderError",
     "__version__",
+    "add_gates",
     "export_onnx",
     "flops",
+    "fold_gates",
+    "gate_penalty",
     "history",
     "latency",
     "load",

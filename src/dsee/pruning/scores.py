@@ -178,16 +178,30 @@ def taylor_score(given: ScoreInput) -> list[torch.Tensor]:
     Raises:
         InputError: no calibration batches, or batches without labels.
     """
+    return [sums.abs().mean(0) for sums in _gate_gradients(given, "taylor")]
+
+
+def _gate_gradients(given: ScoreInput, name: str) -> list[torch.Tensor]:
+    """Sum of activation x gradient for each example and head or neuron, (examples, units)."""
     if given.calibration is None:
         raise InputError(
-            "score='taylor' looks at data: pass calibration=, an iterable of batches with labels (a DataLoader of a "
+            f"score={name!r} looks at data: pass calibration=, an iterable of batches with labels (a DataLoader of a "
             "few hundred training examples will do), or use score='weight'."
         )
     part = "output" if given.unit == "heads" else "ffn_out"
     per_feature = first_order(given.model, [view.part(part) for view in given.layers], given.calibration)
-    if given.unit == "neurons":
-        return [contributions.abs().mean(0) for contributions in per_feature]
-    return [
-        contributions.view(contributions.shape[0], -1, view.head_size).sum(2).abs().mean(0)
-        for contributions, view in zip(per_feature, given.layers, strict=True)
-    ]
+    sizes = [getattr(view, given.unit) for view in given.layers]
+    return [x.view(x.shape[0], size, -1).sum(2) for x, size in zip(per_feature, sizes, strict=True)]
+
+
+@register_score("fisher")
+def fisher_score(given: ScoreInput) -> list[torch.Tensor]:
+    """Second-order estimate of the same: mean over examples of (sum of activation x gradient)^2, halved.
+
+    That mean is the diagonal of the empirical Fisher information of the gates, which stands for the loss's curvature
+    near a minimum: removing a gate g = 1 costs F / 2 (Theis et al. 2018; Liu et al. 2021, group Fisher pruning).
+
+    Raises:
+        InputError: no calibration batches, or batches without labels.
+    """
+    return [0.5 * sums.square().mean(0) for sums in _gate_gradients(given, "fisher")]

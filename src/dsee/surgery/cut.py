@@ -11,6 +11,7 @@ from dsee.architectures import LayerView, layers, structure
 from dsee.architectures._registry import plain_model
 from dsee.errors import InputError, OrderError
 from dsee.pruning.plan import LayerPlan
+from dsee.surgery.gates import fold_present
 from dsee.surgery.linear import check_cuttable, select
 from dsee.update.layer import any_merged, update_layers
 
@@ -18,8 +19,8 @@ from dsee.update.layer import any_merged, update_layers
 def cut(model: nn.Module, plan: list[LayerPlan]) -> None:
     """Remove what the plan names, in place: W, biases, U, V and S2, for every adapter.
 
-    The logits afterwards equal those of the uncut model with the same heads and neurons zeroed. Parameters are
-    replaced, so an optimizer made before has to be made afresh.
+    The logits afterwards equal those of the uncut model with the same heads and neurons zeroed. Gates, if there are
+    any, are folded into the weights. Parameters are replaced, so an optimizer made before has to be made afresh.
 
     Args:
         model: a transformers model with a map, with or without updates.
@@ -38,6 +39,7 @@ def cut(model: nn.Module, plan: list[LayerPlan]) -> None:
     for view, layer_plan in zip(views, plan, strict=True):
         _check(view, "heads", layer_plan.heads, ("query", "key", "value", "output"))
         _check(view, "neurons", layer_plan.neurons, ("ffn_in", "ffn_out"))
+    fold_present(model)
     for view, layer_plan in zip(views, plan, strict=True):
         if layer_plan.heads:
             _cut_heads(view, layer_plan.heads)

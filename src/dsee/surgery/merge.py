@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dsee.errors import ArtifactError, InputError, OrderError, nearest
 from dsee.steps import record
+from dsee.surgery.gates import fold_present
 from dsee.update.layer import any_merged, update_layers
 
 Policy = Literal["masked", "dense", "error"]
@@ -24,7 +25,7 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
     """Return a plain transformers model with the active update merged into its weights.
 
     Removed heads and neurons commute with merging, so there the merge is exact. A base with zeros is another matter:
-    dW is dense, and adding it would wipe them out.
+    dW is dense, and adding it would wipe them out. Gates, if there are any, are folded into the weights.
 
     Args:
         model: a PeftModel with a DSEE update. Its base is changed in place and returned, as by ``merge_and_unload``.
@@ -52,6 +53,7 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
         raise OrderError(
             f"merge: {len(masks)} matrices hold zeros that merging would destroy (first: {next(iter(masks))})."
         )
+    fold_present(model)
     dropped = _dropped_share(model, masks) if masks else 0.0
     before = _zeros(model)
     tuner: Any = model

@@ -9,11 +9,13 @@ from torch import nn
 
 from dsee.architectures import structure
 from dsee.errors import InputError
+from dsee.pruning.budget import Budget, Choice
 from dsee.pruning.calibration import Batch
 from dsee.pruning.plan import LayerPlan, plan_for
 from dsee.pruning.rules import Rule
 from dsee.steps import record
 from dsee.surgery.cut import cut
+from dsee.surgery.timing import choose_within
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class PruneReport:
         before: heads and neurons of each layer before.
         after: the same afterwards.
         plans: what each rule removed, one list of layer plans per rule.
+        budget: what a budget chose, if one was among the rules.
     """
 
     before: dict[str, list[int]]
     after: dict[str, list[int]]
     plans: tuple[list[LayerPlan], ...]
+    budget: Choice | None = None
 
     def __str__(self) -> str:
         lines = []
@@ -38,10 +42,10 @@ class PruneReport:
             lines.append(
                 f"{unit}: {sum(was)} -> {sum(now)} ({1 - sum(now) / sum(was):.1%} removed; by layer: {layerwise})"
             )
-        return "\n".join(lines)
+        return "\n".join(lines if self.budget is None else [*lines, str(self.budget)])
 
 
-def prune(model: nn.Module, *rules: Rule, calibration: Iterable[Batch] | None = None) -> PruneReport:
+def prune(model: nn.Module, *rules: Rule | Budget, calibration: Iterable[Batch] | None = None) -> PruneReport:
     """Remove what the task does not need, in place.
 
     All rules are decided on the model as it is given, then carried out, so their order makes no difference to the
@@ -49,7 +53,7 @@ def prune(model: nn.Module, *rules: Rule, calibration: Iterable[Batch] | None = 
 
     Args:
         model: a transformers model of a mapped family, bare or wrapped by PEFT.
-        *rules: :class:`dsee.Heads`, :class:`dsee.Neurons`; each unit at most once.
+        *rules: :class:`dsee.Heads`, :class:`dsee.Neurons`, each unit at most once, or a :class:`dsee.Budget` for both.
         calibration: batches (dicts of tensors with labels) for scores that look at data; a DataLoader will do.
 
     Returns:
@@ -62,15 +66,25 @@ def prune(model: nn.Module, *rules: Rule, calibration: Iterable[Batch] | None = 
     """
     if not rules:
         raise InputError("prune: give at least one rule, for example dsee.Heads(0.25).")
-    units = [rule.unit for rule in rules]
+    units = [unit for rule in rules for unit in (("heads", "neurons") if isinstance(rule, Budget) else (rule.unit,))]
     if len(set(units)) != len(units):
-        raise InputError("prune: two rules for the same unit; call prune twice if that is meant.")
+        raise InputError(
+            "prune: two rules for the same unit (a budget is one for heads and neurons); call prune twice if meant."
+        )
     # a generator would be empty for the second rule
     batches = list(calibration) if calibration is not None else None
     before = structure(model)
-    plans = tuple(plan_for(model, rule, batches) for rule in rules)
+    chosen: Choice | None = None
+    decided: list[list[LayerPlan]] = []
+    for rule in rules:
+        if isinstance(rule, Budget):
+            chosen = choose_within(model, rule, batches)
+            decided.append(chosen.plans)
+        else:
+            decided.append(plan_for(model, rule, batches))
+    plans = tuple(decided)
     for plan in plans:
         cut(model, plan)
     after = structure(model)
     record(model, "prune", rules=[rule.facts() for rule in rules], before=before, after=after)
-    return PruneReport(before, after, plans)
+    return PruneReport(before, after, plans, chosen)

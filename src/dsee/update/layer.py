@@ -12,9 +12,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dsee import support
-from dsee.errors import ArtifactError, InputError
+from dsee.errors import ArtifactError, InputError, OrderError
 from dsee.update.config import DseeConfig
 from dsee.update.sparse_delta import SparseDelta
+
+#: Name of the parameter on a linear that multiplies its input; see ``dsee.pruning.gates``.
+GATE = "gate"
 
 #: Spread of V at the start, as in the authors' code; U starts at zero, so that dW does.
 V_STD = 0.02
@@ -51,6 +54,25 @@ def refuse_recomputed(base: nn.Module, key: str) -> None:
             f"{key}: its weight is recomputed at every call (torch.nn.utils.prune or a parametrization), so a change "
             "would be lost. Make the pruning permanent first: torch.nn.utils.prune.remove(module, 'weight') or "
             "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')."
+        )
+
+
+def refuse_gated(module: Any, key: str, step: str) -> None:
+    """A gate is applied in front of the outermost module, so wrapping or unwrapping that one would lose it.
+
+    Args:
+        module: a linear, bare or with updates.
+        key: its path in the model, for the message.
+        step: what is about to be done.
+
+    Raises:
+        OrderError: its input is gated.
+    """
+    base = module.get_base_layer() if isinstance(module, DseeLayer) else module
+    if GATE in base._parameters:
+        raise OrderError(
+            f"{key}: {step} would lose the gates on its input. Call dsee.fold_gates(model) first; to tune with gates, "
+            "put the update on the model before dsee.add_gates(model)."
         )
 
 
