@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -198,7 +198,7 @@ def time_layers(views: list[LayerView], inputs: list[Captured]) -> list[float]:
     Returns:
         Median milliseconds of each: of CPU time where the work is done on the CPU, else of wall time.
     """
-    calls = {
+    calls: dict[str, Callable[[], Any]] = {
         str(i): partial(view.module, *given[0], **given[1])
         for i, (view, given) in enumerate(zip(views, inputs, strict=True))
     }
