@@ -220,6 +220,8 @@ def _further(
             lost = np.concatenate([np.zeros(len(removed) + 1), np.cumsum((value[order] * scale).numpy())])
             size = getattr(view, unit)
             removals = _removals(size, 1 if unit == "heads" else _multiple(budget, size))
+            if unit == "heads" and view.architecture.fixed_heads:
+                removals = [0]
             kept = [size - count for count in removals]
             chains.append(Chain(removals, lost[removals], table[kept], removals.index(len(removed))))
     counts = allocate(chains, target, costs.dense, f"Budget({budget.kind}={budget.share})")

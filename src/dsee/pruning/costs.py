@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dsee.architectures import LayerView, layers, structure
+from dsee.measure.flops import layer_flops
 from dsee.measure.sample import check_sizes
+from dsee.pruning.masks import bare
 from dsee.steps import history
-from dsee.update.layer import linear_shape
 
 Structure = dict[str, list[int]]
-#: Parts whose weights shrink with each unit.
-PARTS = {"heads": ("query", "key", "value", "output"), "neurons": ("ffn_in", "ffn_out")}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def dense_structure(model: nn.Module) -> Structure:
 def counted(model: nn.Module, kind: str, batch: int = 1, sequence: int = 128) -> Costs:
     """Return what heads and neurons cost without measuring anything.
 
-    Both kinds are proportional to heads and to neurons, layer by layer. Updates are left out: they merge.
+    Both kinds grow in proportion to heads and to neurons, layer by layer, beside what neither changes (attention over
+    an encoder's states). Updates are left out: they merge.
 
     Args:
         model: a transformers model with a map.
@@ -72,26 +73,24 @@ def counted(model: nn.Module, kind: str, batch: int = 1, sequence: int = 128) ->
     views, dense = layers(model), dense_structure(model)
     tables: dict[str, list[NDArray[np.float64]]] = {"heads": [], "neurons": []}
     for view, heads, neurons in zip(views, dense["heads"], dense["neurons"], strict=True):
+        parts = layer_flops(view, batch, sequence) if kind == "flops" else _weights(view)
         for unit, most in (("heads", heads), ("neurons", neurons)):
-            count = _weights(view, unit)
-            if kind == "flops":
-                count = 2 * batch * sequence * count + (_attention(view, batch, sequence) if unit == "heads" else 0)
             # a whole number per unit, so that the sums are exact
-            tables[unit].append(np.arange(most + 1, dtype=np.float64) * (count // getattr(view, unit)))
+            each = parts[unit] // getattr(view, unit)
+            tables[unit].append(np.arange(most + 1, dtype=np.float64) * each)
+        tables["heads"][-1] += parts["fixed"]
     costs = Costs(tables["heads"], tables["neurons"], 0.0)
     return Costs(costs.heads, costs.neurons, costs.of(dense))
 
 
-def _weights(view: LayerView, unit: str) -> int:
-    """Numbers in the matrices of a layer that shrink with a unit; parts that share a module count once."""
-    found: dict[int, Any] = {id(view.part(part)): view.part(part) for part in PARTS[unit]}
-    total = 0
-    for linear in found.values():
-        rows, columns = linear_shape(linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear)
-        total += rows * columns
-    return total
+def _weights(view: LayerView) -> dict[str, int]:
+    """Numbers in the matrices of a layer, by what they grow with; parts that share a module count once."""
 
+    def numbers(linears: Iterable[Any]) -> int:
+        return sum(int(bare(linear).weight.numel()) for linear in linears)
 
-def _attention(view: LayerView, batch: int, sequence: int) -> int:
-    """Operations of scores and weighted sum."""
-    return 2 * 2 * batch * view.heads * sequence**2 * view.head_size
+    return {
+        "heads": numbers(view.linears("heads").values()),
+        "neurons": numbers(view.linears("neurons").values()),
+        "fixed": numbers(view.crossing()),
+    }

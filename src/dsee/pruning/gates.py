@@ -21,7 +21,8 @@ from dsee.architectures import LayerView, layers
 from dsee.errors import ArchitectureError, InputError, OrderError
 from dsee.pruning.masks import bare
 from dsee.pruning.scores import ScoreInput, register_score
-from dsee.update.layer import GATE, DseeLayer, any_merged, refuse_recomputed
+from dsee.update.bases import is_quantised, refuse_recomputed
+from dsee.update.layer import GATE, DseeLayer, any_merged
 
 #: Unit -> the part whose input its gates multiply.
 READERS = {"heads": "output", "neurons": "ffn_out"}
@@ -72,7 +73,7 @@ def add_gates(model: nn.Module, *, heads: bool = True, neurons: bool = True) -> 
 def _check_foldable(linear: Any, key: str) -> None:
     base = bare(linear) if isinstance(linear, DseeLayer) else linear
     refuse_recomputed(base, key)
-    if not isinstance(base, (nn.Linear, Conv1D)) or not base.weight.is_floating_point():
+    if not isinstance(base, (nn.Linear, Conv1D)) or is_quantised(base):
         raise ArchitectureError(
             f"{key}: no gate can be folded into a {type(base).__name__}, only into a Linear or Conv1D in floating "
             "point, bare or with DSEE updates. Load the model without quantisation."

@@ -114,7 +114,8 @@ def _shapes(view: LayerView) -> tuple[Any, ...]:
 
 
 def _tables(view: LayerView, given: Captured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    heads = sorted({max(1, round(share * view.heads)) for share in GRID})
+    shares = (1.0,) if view.architecture.fixed_heads else GRID
+    heads = sorted({max(1, round(share * view.heads)) for share in shares})
     neurons = sorted({max(1, _near(share * view.neurons, view.neurons)) for share in GRID})
     plans = [LayerPlan(heads=tuple(range(n, view.heads))) for n in heads]
     plans += [LayerPlan(neurons=tuple(range(n, view.neurons))) for n in neurons]
