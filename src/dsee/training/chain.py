@@ -9,12 +9,15 @@ from typing import Any
 from dsee.architectures import layers
 from dsee.errors import InputError
 from dsee.measure import flops, parameters
-from dsee.pruning import Heads, Neurons, Rule, plan_for
+from dsee.pruning import Budget, Heads, LayerPlan, Neurons, Rule, plan_for
+from dsee.pruning.budget import choose
+from dsee.pruning.gates import has_gates
 from dsee.steps import record
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
 from dsee.training.distillation import Distillation
 from dsee.training.fit import evaluate, fit, set_dropout, steps_of
+from dsee.training.gates import GateCallback
 from dsee.training.progress import Bar
 from dsee.training.recipe import RecoverSpec, TrainSpec
 from dsee.training.setting import Setting
@@ -40,6 +43,7 @@ def _fit_and_test(
         bar=bar,
         teacher=teacher,
         distillation=distillation,
+        callbacks=[GateCallback(setting.recipe.gates.strength)] if setting.recipe.gates and has_gates(model) else [],
     )
     facts: dict[str, Any] = {
         "epochs": len(keeper.log),
@@ -86,25 +90,40 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
     set_seed(recipe.seed)
     config = dsee.DseeConfig(task_type="SEQ_CLS", seed=recipe.seed, **recipe.update.model_dump())
     model = get_peft_model(setting.new_model(), config)
+    if recipe.gates:
+        dsee.add_gates(model, heads=recipe.gates.heads, neurons=recipe.gates.neurons)
     results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
     bar.note("saving")
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results
 
 
-def rules_of(setting: Setting) -> list[Rule]:
+def rules_of(setting: Setting) -> list[Rule | Budget]:
     """Return the recipe's pruning rules.
 
     Raises:
         InputError: a rule that does not exist.
     """
     spec, seed = setting.recipe.prune, setting.recipe.seed
-    rules: list[Rule] = []
+    rules: list[Rule | Budget] = []
     if spec and spec.heads:
         rules.append(Heads(**spec.heads.model_dump(), seed=seed))
     if spec and spec.neurons:
         rules.append(Neurons(**spec.neurons.model_dump(), seed=seed))
+    if spec and spec.budget:
+        shape = setting.recipe.measure
+        rules.append(Budget(**spec.budget.model_dump(), batch=shape.batch, sequence=shape.sequence, seed=seed))
     return rules
+
+
+def _planned(empty: Any, rule: Rule | Budget) -> list[LayerPlan]:
+    """What a rule would remove if it ranked by noise: any score will do to see whether it can be met."""
+    if isinstance(rule, Rule):
+        return plan_for(empty, replace(rule, score="random"))
+    if rule.kind == "latency":
+        # to be measured on the tuned model
+        return [LayerPlan() for _ in layers(empty)]
+    return choose(empty, replace(rule, score="random", steps=1)).plans
 
 
 def preflight(setting: Setting) -> None:
@@ -116,8 +135,7 @@ def preflight(setting: Setting) -> None:
     empty = setting.empty_model()
     layers(empty)
     for rule in rules_of(setting):
-        # any score will do to see whether the amount can be met
-        plan_for(empty, replace(rule, score="random"))
+        _planned(empty, rule)
 
 
 def prune_total(setting: Setting) -> int:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dsee.pruning.gates import STRENGTH
 from dsee.tasks.spec import DataSpec
 from dsee.training.distillation import Distillation
 
@@ -102,11 +103,43 @@ class NeuronsSpec(Section):
     multiple_of: Positive | None = None
 
 
+class BudgetSpec(Section):
+    """See :class:`dsee.Budget`; the pass that FLOPs or time are for is that of the section ``measure``."""
+
+    flops: Rate | None = None
+    latency: Rate | None = None
+    parameters: Rate | None = None
+    score: str = "taylor"
+    steps: Positive = 1
+    multiple_of: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> BudgetSpec:
+        if sum(share is not None for share in (self.flops, self.latency, self.parameters)) != 1:
+            raise ValueError("give exactly one of flops, latency, parameters, the share that may remain")
+        return self
+
+
+class GatesSpec(Section):
+    """See :func:`dsee.add_gates` and :class:`dsee.GateCallback`."""
+
+    strength: Annotated[float, Field(ge=0)] = STRENGTH
+    heads: bool = True
+    neurons: bool = True
+
+    @model_validator(mode="after")
+    def _something(self) -> GatesSpec:
+        if not self.heads and not self.neurons:
+            raise ValueError("heads: false and neurons: false leave nothing to gate; say gates: false instead")
+        return self
+
+
 class PruneSpec(Section):
     """What is removed, and how many training sentences the scores that look at data may see."""
 
     heads: HeadsSpec | None = None
     neurons: NeuronsSpec | None = None
+    budget: BudgetSpec | None = None
     calibration: Positive = 512
 
     @field_validator("heads", "neurons", mode="before")
@@ -117,9 +150,17 @@ class PruneSpec(Section):
 
     @model_validator(mode="after")
     def _something(self) -> PruneSpec:
-        if self.heads is None and self.neurons is None:
-            raise ValueError("give heads, neurons or both; leave the whole section out to skip pruning")
+        if self.heads is None and self.neurons is None and self.budget is None:
+            raise ValueError("give heads, neurons or both, or a budget; leave the whole section out to skip pruning")
+        if self.budget and (self.heads or self.neurons):
+            raise ValueError("a budget chooses heads and neurons by itself; give either that or amounts of them")
         return self
+
+    def gated(self) -> list[str]:
+        """Return the units that are ranked by gates."""
+        if self.budget and self.budget.score == "gate":
+            return ["heads", "neurons"]
+        return [unit for unit in ("heads", "neurons") if getattr(getattr(self, unit), "score", None) == "gate"]
 
 
 class ExportSpec(Section):
@@ -151,6 +192,7 @@ class Recipe(Section):
         model: a folder, a hub name, or ``package:NAME/PATH``.
         data: files and columns.
         update: what is trained.
+        gates: learned beside it while tuning, for the score "gate"; ``true`` for the defaults.
         tune: the first stage.
         prune: what is removed; None skips pruning and recovering.
         recover: tuning after pruning.
@@ -167,6 +209,7 @@ class Recipe(Section):
     task: Literal["text-classification"] = "text-classification"
     data: DataSpec
     update: UpdateSpec = UpdateSpec()
+    gates: GatesSpec | None = None
     tune: TrainSpec = TrainSpec()
     prune: PruneSpec | None = None
     recover: RecoverSpec = RecoverSpec(epochs=2)
@@ -181,4 +224,16 @@ class Recipe(Section):
     def _someone_to_teach(self) -> Recipe:
         if self.recover.distill and not self.prune:
             raise ValueError("recover.distill: nothing is pruned, so there is no model to teach; add a prune section")
+        return self
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _gates_to_rank_by(self) -> Recipe:
+        for unit in self.prune.gated() if self.prune else []:
+            if self.gates is None or not getattr(self.gates, unit):
+                raise ValueError(f"prune: score 'gate' ranks {unit} by gates that tuning has learned; add gates: true")
         return self

@@ -20,7 +20,7 @@ from dsee.update.fused import PARTS, FusedUp, parts_of
 from dsee.update.sparse_delta import SparseDelta
 
 #: Name of the parameter on a linear that multiplies its input; see ``dsee.pruning.gates``.
-GATE = "gate"
+GATE = "input_gate"
 
 #: Spread of V at the start, as in the authors' code; U starts at zero, so that dW does.
 V_STD = 0.02
