@@ -75,6 +75,7 @@ def test_the_whole_chain_by_gates_and_a_budget(tmp_path, model_folder):
     # 3 layers of 4 heads and 40 neurons each have one gate, beside the update and the task head
     assert stages["tune"]["trainable"] - stages["recover"]["trainable"] >= 3 * 44
     assert stages["merge"]["test"] == stages["recover"]["test"]
+    assert "at most 0.6 of the flops by gate" in (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     gates = dsee.pruning.gates.gate_values(dsee.load(tmp_path / "out" / "stages" / "tuned"))
     assert len(gates) == 6
     assert all((gate != 1).all() for gate in gates.values())

@@ -16,7 +16,7 @@ from torch import nn
 
 from dsee.architectures import LayerView, base_model, layers, structure
 from dsee.architectures._registry import plain_model
-from dsee.errors import InputError, OrderError
+from dsee.errors import ArchitectureError, InputError, OrderError
 from dsee.measure.latency import interleaved
 from dsee.measure.sample import sample_inputs
 from dsee.modes import evaluating
@@ -54,10 +54,16 @@ def choose_within(model: nn.Module, budget: Budget, calibration: Iterable[Batch]
 
     Raises:
         OrderError: a latency is asked for, but the model was cut before, so that dense layers cannot be timed.
+        ArchitectureError: a latency is asked for, and the model has an encoder and a decoder.
         InputError: the target cannot be met or is met already.
     """
     if budget.kind != "latency":
         return choose(model, budget, calibration)
+    if getattr(plain_model(model).config, "is_encoder_decoder", False):
+        raise ArchitectureError(
+            "Budget(latency=...) times one pass through one stack of layers; a model with an encoder and a decoder has "
+            "two, run a different number of times. Use flops=."
+        )
     if dense_structure(model) != structure(model):
         raise OrderError(
             "Budget(latency=...) times the dense layers, but this model has been cut before. Give the uncut model, or "

@@ -64,7 +64,7 @@ class _Runner:
         self.results[name] = found
 
 
-def _tuned_by(recipe: Recipe) -> list[Any]:
+def _tuning(recipe: Recipe) -> list[Any]:
     """What of the recipe the tuned model depends on."""
     gates = [recipe.gates.model_dump()] if recipe.gates else []
     return [recipe.model, recipe.update.model_dump(), recipe.tune.model_dump(), recipe.base_dropout, *gates]
@@ -105,7 +105,7 @@ def run(
         return len(setting.parts["test"])
 
     runner.stage(
-        "tune", _tuned_by(recipe), [tuned], lambda: chain.tune_total(setting), lambda bar: chain.tune(setting, bar, tuned)
+        "tune", _tuning(recipe), [tuned], lambda: chain.tune_total(setting), lambda bar: chain.tune(setting, bar, tuned)
     )
     variants, last = {"dense": tuned}, tuned
     if recipe.prune:
