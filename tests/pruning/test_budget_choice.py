@@ -158,6 +158,27 @@ def test_scoring_again_in_between_sees_what_is_gone():
     assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 0
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_data_is_seen_once_per_step(steps):
+    model, seen = tiny_bert(), []
+    model.register_forward_pre_hook(lambda *_: seen.append(1))
+    choose(model, dsee.Budget(flops=0.5, steps=steps), CALIBRATION)
+    assert len(seen) == steps * len(CALIBRATION)
+
+
+@pytest.mark.parametrize("score", ["taylor", "fisher"])
+def test_scoring_both_units_in_one_pass_gives_the_same(score):
+    def scored(shared):
+        model = tiny_bert()
+        return [
+            check_score(score)(ScoreInput(model, layers(model), unit, 0, CALIBRATION, shared))
+            for unit in ("heads", "neurons")
+        ]
+
+    for together, apart in zip(scored({}), scored(None), strict=True):
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=0) for a, b in zip(together, apart, strict=True))
+
+
 def test_a_second_budget_counts_from_the_dense_model():
     model = tiny_bert()
     dsee.prune(model, dsee.Budget(flops=0.7, score="weight"))

@@ -4,7 +4,6 @@ from copy import deepcopy
 
 import pytest
 import torch
-from families import HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 from mask_oracle import TOLERANCE, strong, zeroed
 
 import dsee
@@ -12,6 +11,7 @@ from dsee.architectures import layers, structure
 from dsee.pruning.costs import counted
 from dsee.pruning.gates import gate_parameters, has_gates
 from dsee.surgery import timing
+from families import HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 
 
 def gated(name):

@@ -170,7 +170,8 @@ def choose(
     for step in range(1, budget.steps + 1):
         goal = now + (target - now) * step / budget.steps if step < budget.steps else target
         with silenced(views, _plans(gone)):
-            ranked = {unit: _ranked(model, views, unit, budget, batches) for unit in ("heads", "neurons")}
+            shared: dict[str, list[torch.Tensor]] = {}
+            ranked = {unit: _ranked(model, views, unit, budget, batches, shared) for unit in ("heads", "neurons")}
         gone = _further(views, gone, ranked, costs, goal, budget)
     plans = _plans(gone)
     after = {
@@ -189,9 +190,14 @@ def _plans(gone: list[list[int]]) -> list[LayerPlan]:
 
 
 def _ranked(
-    model: nn.Module, views: list[LayerView], unit: Any, budget: Budget, batches: list[Batch] | None
+    model: nn.Module,
+    views: list[LayerView],
+    unit: Any,
+    budget: Budget,
+    batches: list[Batch] | None,
+    shared: dict[str, list[torch.Tensor]],
 ) -> list[torch.Tensor]:
-    ranked = check_score(budget.score)(ScoreInput(model, views, unit, budget.seed, batches))
+    ranked = check_score(budget.score)(ScoreInput(model, views, unit, budget.seed, batches, shared))
     rule = (Heads if unit == "heads" else Neurons)(1, score=budget.score)
     _check_scores(rule, views, ranked, [getattr(view, unit) for view in views])
     return [score.double() for score in ranked]
