@@ -18,9 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from dsee import architectures
 from dsee.errors import ArtifactError, InputError, listed, nearest
-from dsee.update.config import DseeConfig
 from dsee.update.bases import refuse_recomputed
-from dsee.update.layer import DseeLayer, DseeLinear, update_layers
+from dsee.update.config import DseeConfig
+from dsee.update.layer import GATE, DseeLayer, DseeLinear, refuse_gated, update_layers
 from dsee.update.sparse_delta import SparseDelta
 
 
@@ -74,10 +74,25 @@ class DseeModel(BaseTuner):
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         refuse_recomputed(base, current_key)
+        refuse_gated(target, current_key, "an update around it")
         layer = DseeLinear(target, adapter_name, peft_config, current_key, self.model)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """Gates are trained whichever adapter comes or goes."""
+        gates = [m._parameters[GATE] for m in model.modules() if isinstance(m._parameters.get(GATE), nn.Parameter)]
+        states = [(gate, gate.requires_grad) for gate in gates if gate is not None]
+        super()._mark_only_adapters_as_trainable(model)
+        for gate, trained in states:
+            gate.requires_grad_(trained)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to throw gates away with the layers they sit on."""
+        for name, layer in update_layers(self.model):
+            refuse_gated(layer, name, "unloading the update")
+        return super()._unload_and_optionally_merge(*args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Warn, as PEFT does for its own patterns, of an ``n_sparse_pattern`` that fits no matrix."""
