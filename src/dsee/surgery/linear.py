@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from dsee.errors import ArchitectureError
-from dsee.update.bases import refuse_recomputed
+from dsee.update.bases import linear_shape, refuse_recomputed
+from dsee.update.fused import FusedUp, check_even
 from dsee.update.layer import DseeLayer
 from dsee.update.sparse_delta import SparseDelta
 
@@ -76,7 +77,11 @@ def _reindexed(sparse: SparseDelta, keep: torch.Tensor, dim: int) -> SparseDelta
 def _select_updates(layer: DseeLayer, keep: torch.Tensor, dim: int) -> None:
     factors = layer.dsee_U if dim == 0 else layer.dsee_V
     for factor in factors.values():
-        _select_base(factor, keep, dim)
+        if isinstance(factor, FusedUp):
+            _replace(factor, "weight", factor.weight.data[factor.kept_rows(keep.to(factor.weight.device))])
+            factor.out_features = keep.numel()
+        else:
+            _select_base(factor, keep, dim)
     for name in list(layer.dsee_S):
         smaller = _reindexed(layer.dsee_S[name], keep, dim)
         if smaller is None:
@@ -99,6 +104,8 @@ def select(linear: Any, keep: torch.Tensor, dim: int) -> None:
     """
     check_cuttable(linear, "select")
     if isinstance(linear, DseeLayer):
+        if dim == 0 and linear.dsee_parts:
+            check_even(keep, linear_shape(linear.get_base_layer())[0])
         _select_base(linear.get_base_layer(), keep, dim)
         _select_updates(linear, keep, dim)
     else:
