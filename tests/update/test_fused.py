@@ -1,10 +1,10 @@
-"""GPT-2 holds query, key and value in one matrix: the update goes on chosen parts, each as on a projection of its own."""
+"""GPT-2 holds query, key and value in one matrix; the update goes on chosen parts, each as on its own projection."""
 
 import copy
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
@@ -145,12 +145,8 @@ def test_three_loaders_give_the_same_logits(n, tmp_path):
     )
     expected = logits(model)
     model.save_pretrained(tmp_path / "adapter")
-    assert adapter_tensors(tmp_path / "adapter")[
-        "base_model.model.transformer.h.0.attn.c_attn.dsee_U.weight"
-    ].shape == (
-        64,
-        4,
-    )
+    stored = adapter_tensors(tmp_path / "adapter")
+    assert stored["base_model.model.transformer.h.0.attn.c_attn.dsee_U.weight"].shape == (64, 4)
     loaded = GPT2LMHeadModel.from_pretrained(tmp_path / "base")
     loaded.load_adapter(str(tmp_path / "adapter"))
     for again in (
@@ -227,8 +223,6 @@ def test_a_fused_linear_of_any_name_can_be_named():
     x = torch.randn(4, 8)
     before = base(x)
     config = dsee.DseeConfig(target_modules=["Wqkv"], fused_parts={"Wqkv": ["query", "value"]}, r=2, n_sparse=3)
-    from peft import get_peft_model
-
     model = get_peft_model(base, config)
     assert torch.equal(model(x), before)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2 * (2 * (8 + 8) + 3)

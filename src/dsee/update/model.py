@@ -18,9 +18,9 @@ from torch import nn
 
 from dsee import architectures
 from dsee.errors import ArtifactError, InputError, listed, nearest
-from dsee.update.config import DseeConfig
 from dsee.update.bake import bake_masks
 from dsee.update.bases import refuse_recomputed
+from dsee.update.config import DseeConfig
 from dsee.update.fused import resolve
 from dsee.update.layer import DseeLayer, DseeLinear, update_layers
 from dsee.update.sparse_delta import SparseDelta

@@ -25,8 +25,12 @@ def check_targets(targets: Any, model: nn.Module) -> None:
     """
     names = [name for name, _ in model.named_modules() if name]
     if isinstance(targets, str):
-        _check_expression(targets, names, model)
-        return
+        if any(re.fullmatch(targets, name) for name in names):
+            return
+        raise InputError(
+            f"target_modules={targets!r} is a regular expression for whole paths, and none of {type(model).__name__} "
+            f"matches; a name goes into a list, as in ['query'].{_hint(targets, model)}"
+        )
     for target in sorted(targets):
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise InputError(
@@ -34,16 +38,19 @@ def check_targets(targets: Any, model: nn.Module) -> None:
             )
 
 
-def _check_expression(expression: str, names: list[str], model: nn.Module) -> None:
+def check_expression(expression: str) -> None:
+    """Make sure that a string is a regular expression.
+
+    Args:
+        expression: ``target_modules`` as a string.
+
+    Raises:
+        InputError: it is not.
+    """
     try:
-        pattern = re.compile(expression)
+        re.compile(expression)
     except re.error as error:
         raise InputError(f"target_modules={expression!r} is no regular expression: {error}.") from error
-    if not any(pattern.fullmatch(name) for name in names):
-        raise InputError(
-            f"target_modules={expression!r} is a regular expression for whole paths, and none of "
-            f"{type(model).__name__} matches; a name goes into a list, as in ['query'].{_hint(expression, model)}"
-        )
 
 
 def default_targets_missing(model_type: str, model: nn.Module) -> InputError:
