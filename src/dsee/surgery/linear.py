@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from dsee.errors import ArchitectureError
-from dsee.update.bases import linear_shape, refuse_recomputed
+from dsee.pruning.masks import get_mask, set_mask
+from dsee.update.bases import is_quantised, linear_shape, refuse_recomputed
 from dsee.update.fused import FusedUp, check_even
 from dsee.update.layer import DseeLayer
 from dsee.update.sparse_delta import SparseDelta
@@ -27,9 +28,9 @@ def check_cuttable(linear: Any, key: str) -> None:
     """
     base: Any = linear.get_base_layer() if isinstance(linear, DseeLayer) else linear
     refuse_recomputed(base, key)
-    if not isinstance(base, nn.Linear) and type(base).__name__ != "Conv1D":
+    if is_quantised(base) or (not isinstance(base, nn.Linear) and type(base).__name__ != "Conv1D"):
         raise ArchitectureError(
-            f"{key}: a {type(base).__name__} cannot be cut: only Linear and Conv1D can. Load the model without "
+            f"{key}: a {type(base).__name__} cannot be cut: only plain Linear and Conv1D can. Load the model without "
             "quantisation, prune, merge, and quantise the result."
         )
 
@@ -43,6 +44,7 @@ def _replace(module: nn.Module, name: str, data: torch.Tensor) -> None:
 def _select_base(base: Any, keep: torch.Tensor, dim: int) -> None:
     """Keep rows (dim 0) or columns (dim 1), in (out, in) orientation, of a bare linear."""
     keep = keep.to(base.weight.device)
+    mask = get_mask(base)
     if isinstance(base, nn.Linear):
         _replace(base, "weight", base.weight.data.index_select(dim, keep))
         if dim == 0:
@@ -54,6 +56,8 @@ def _select_base(base: Any, keep: torch.Tensor, dim: int) -> None:
         setattr(base, "nf" if dim == 0 else "nx", keep.numel())
     if dim == 0 and base.bias is not None:
         _replace(base, "bias", base.bias.data[keep])
+    if mask is not None:
+        set_mask(base, mask.index_select(dim, keep))
 
 
 def _reindexed(sparse: SparseDelta, keep: torch.Tensor, dim: int) -> SparseDelta | None:
@@ -78,7 +82,8 @@ def _select_updates(layer: DseeLayer, keep: torch.Tensor, dim: int) -> None:
     factors = layer.dsee_U if dim == 0 else layer.dsee_V
     for factor in factors.values():
         if isinstance(factor, FusedUp):
-            _replace(factor, "weight", factor.weight.data[factor.kept_rows(keep.to(factor.weight.device))])
+            rows = factor.kept_rows(keep.to(factor.weight.device))
+            _replace(factor, "weight", factor.weight.data[rows])
             factor.out_features = keep.numel()
         else:
             _select_base(factor, keep, dim)

@@ -102,8 +102,8 @@ def read_weight(base: Any, backend: QuantizationBackend | None = None) -> torch.
         weight: torch.Tensor = base.weight.dequantize() if backend is None else backend.get_base_weight(base)
     except (TypeError, NotImplementedError, AttributeError, RuntimeError) as error:
         raise InputError(
-            f"The quantised weight of a {type(base).__name__} cannot be read ({error}). Use support='random', which "
-            "does not look at the weight, or load the model without quantisation."
+            f"The quantised weight of a {type(base).__name__} cannot be read ({error}). Load the model without "
+            "quantisation."
         ) from error
     return weight.detach()
 

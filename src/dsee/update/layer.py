@@ -184,11 +184,15 @@ class DseeLayer(BaseTunerLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Subtract the merged updates again; exact up to rounding, as with LoRA."""
+        """Subtract the merged updates again; exact up to rounding, as with LoRA, and exact where a weight is masked."""
+        # that package looks at layers with updates, so it cannot be imported before they are there
+        from dsee.pruning.masks import hold
+
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             if self.has_update(name):
                 self._write_weight(self._shifted(name, -1))
+        hold(self.get_base_layer())
 
     def _shifted(self, adapter_name: str, sign: int) -> torch.Tensor:
         """W + sign dW in W's own orientation and dtype, summed in full precision."""
