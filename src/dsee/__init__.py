@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dsee.training.gates import GateCallback
     from dsee.training.gradual import GradualCallback
     from dsee.training.teacher import DistillationTrainer
+    from dsee.update.bake import bake_masks
     from dsee.update.config import DseeConfig
     from dsee.update.model import DseeModel
 
@@ -61,6 +62,7 @@ _HOME = {
     "Weights": "dsee.pruning",
     "add_gates": "dsee.pruning.gates",
     "distillation_loss": "dsee.training.distillation",
+    "bake_masks": "dsee.update.bake",
     "export_onnx": "dsee.runtime.onnx_export",
     "flops": "dsee.measure",
     "fold_gates": "dsee.surgery",
@@ -100,6 +102,7 @@ __all__ = [
     "Weights",
     "__version__",
     "add_gates",
+    "bake_masks",
     "distillation_loss",
     "export_onnx",
     "flops",

@@ -314,9 +314,9 @@ class DseeLinear(nn.Module, DseeLayer):
 
     def _folds(self, x: torch.Tensor, name: str) -> bool:
         """Whether this call adds S2 to a copy of W instead of multiplying by it apart."""
-        sparse = self.dsee_S[name] if name in self.dsee_S else None
-        if type(sparse) is not SparseDelta or torch.compiler.is_compiling():
+        if name not in self.dsee_S or type(self.dsee_S[name]) is not SparseDelta or torch.compiler.is_compiling():
             return False
+        sparse = self.dsee_S[name]
         out_features, in_features = linear_shape(self.get_base_layer())
         return (
             worth_folding(sparse.n_sparse, x.numel() // in_features, out_features * in_features)
