@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dsee.steps import history
     from dsee.surgery.merge import merge
     from dsee.surgery.prune import prune
+    from dsee.update.choose import choose_support
     from dsee.update.config import DseeConfig
     from dsee.update.model import DseeModel
 
@@ -39,6 +40,7 @@ _HOME = {
     "DseeModel": "dsee.update",
     "Heads": "dsee.pruning",
     "Neurons": "dsee.pruning",
+    "choose_support": "dsee.update.choose",
     "export_onnx": "dsee.runtime.onnx_export",
     "flops": "dsee.measure",
     "history": "dsee.steps",
@@ -65,6 +67,7 @@ __all__ = [
     "Neurons",
     "OrderError",
     "__version__",
+    "choose_support",
     "export_onnx",
     "flops",
     "history",

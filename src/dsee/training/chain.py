@@ -11,6 +11,7 @@ from dsee.errors import InputError
 from dsee.measure import flops, parameters
 from dsee.pruning import Heads, Neurons, Rule, plan_for
 from dsee.steps import record
+from dsee.support import needs_gradient
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
 from dsee.training.fit import evaluate, fit, set_dropout, steps_of
@@ -19,6 +20,8 @@ from dsee.training.recipe import TrainSpec
 from dsee.training.setting import Setting
 
 CALIBRATION_BATCH = 32
+#: How many sentences of the training part choose a support by gradients.
+SUPPORT_SENTENCES = 512
 
 
 def _fit_and_test(setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar) -> dict[str, Any]:
@@ -70,6 +73,9 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
     set_seed(recipe.seed)
     config = dsee.DseeConfig(task_type="SEQ_CLS", seed=recipe.seed, **recipe.update.model_dump())
     model = get_peft_model(setting.new_model(), config)
+    if needs_gradient(config.support):
+        rows = batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, SUPPORT_SENTENCES)
+        dsee.choose_support(model, calibration=[batch for _, batch in rows])
     results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
     bar.note("saving")
     dsee.save(model, target, tokenizer=setting.tokenizer)

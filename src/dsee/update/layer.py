@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dsee import support
-from dsee.errors import ArtifactError, InputError
+from dsee.errors import ArtifactError, InputError, listed, nearest
 from dsee.update.config import DseeConfig
 from dsee.update.sparse_delta import SparseDelta
 
@@ -33,6 +35,14 @@ def linear_shape(base: nn.Module) -> tuple[int, int]:
     raise InputError(
         f"target_modules names a {type(base).__name__}; an update goes on Linear or Conv1D layers only. "
         "Leave that name out of target_modules or put it into exclude_modules."
+    )
+
+
+def _what_is_missing(rule: str) -> str:
+    how = "positions={module name: positions}" if rule == support.EXPLICIT else "calibration=batches"
+    return (
+        f"This update's support has not been chosen yet: support={rule!r} waits for it. "
+        f"Call dsee.choose_support(model, {how}) before the model is used."
     )
 
 
@@ -104,6 +114,11 @@ class DseeLayer(BaseTunerLayer):
         sizes = config.n_sparse_pattern
         # the layer's own name first: pruning writes actual sizes beside the user's wider patterns
         n_sparse = sizes.get(key if key in sizes else get_pattern_key(sizes, key), config.n_sparse)
+        given = None
+        if config.positions and not config.support_stored:
+            given = config.positions.get(get_pattern_key(config.positions, key), [])
+            # what the loaders read: where nothing is given, there is no S2
+            n_sparse = config.n_sparse_pattern[key] = len(given)
         self.dsee_scaling[adapter_name] = alpha / rank if rank else 1.0
         self.dsee_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         if rank:
@@ -113,21 +128,74 @@ class DseeLayer(BaseTunerLayer):
                 nn.init.zeros_(up.weight)
             self.dsee_V[adapter_name], self.dsee_U[adapter_name] = low, up
         if n_sparse:
-            self.dsee_S[adapter_name] = self._new_sparse(config, n_sparse, rank, key)
+            self.dsee_S[adapter_name] = self._new_sparse(config, n_sparse, rank, key, given)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def _new_sparse(self, config: DseeConfig, n_sparse: int, rank: int, key: str) -> SparseDelta:
-        out_features, in_features = linear_shape(self.get_base_layer())
-        if config.support_stored:
-            return SparseDelta(torch.full((n_sparse,), -1), out_features, in_features)
-        # a seed of its own for each matrix, the same in every process and for every order of construction
-        seed = (config.seed * 0x9E3779B1 + zlib.crc32(key.encode())) % 2**63
-        positions = support.choose(config.support, self.base_weight(), n_sparse, rank=rank, seed=seed)
-        sparse = SparseDelta(positions, out_features, in_features)
+    def _new_sparse(self, config: DseeConfig, n_sparse: int, rank: int, key: str, given: Any) -> SparseDelta:
+        shape = linear_shape(self.get_base_layer())
+        chosen_later = given is None and (config.support == support.EXPLICIT or support.needs_gradient(config.support))
+        if config.support_stored or chosen_later:
+            sparse = SparseDelta(torch.full((n_sparse,), -1), *shape)
+            if not config.support_stored:
+                sparse.missing = _what_is_missing(config.support)
+            return sparse
+        positions = (
+            support.flat_positions(given, shape, key)
+            if given is not None
+            else self.find_support(
+                config.support, n_sparse, rank=rank, seed=config.seed, key=key, within_mask=config.within_mask
+            )
+        )
+        sparse = SparseDelta(positions, *shape)
         if not config.init_weights:
             nn.init.normal_(sparse.weight, std=V_STD)
         return sparse
+
+    def find_support(
+        self,
+        rule: str,
+        n_sparse: int,
+        *,
+        rank: int,
+        seed: int,
+        key: str,
+        within_mask: bool,
+        gradient: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Choose positions in this layer's W by a rule.
+
+        Args:
+            rule: its name.
+            n_sparse: N.
+            rank: r of the update.
+            seed: the configuration's.
+            key: the layer's path in the base model; each matrix has a seed of its own from it.
+            within_mask: keep to what :meth:`kept_weights` returns.
+            gradient: sum over batches of |dLoss/dW|, shape (out, in), for rules that look at it.
+
+        Returns:
+            int64, shape (n_sparse,), ascending.
+
+        Raises:
+            InputError: see :func:`dsee.support.choose`, with the layer's path.
+        """
+        # the same in every process and for every order of construction
+        own_seed = (seed * 0x9E3779B1 + zlib.crc32(key.encode())) % 2**63
+        mask = self.kept_weights() if within_mask else None
+        weight = self.base_weight()
+        try:
+            return support.choose(rule, weight, n_sparse, rank=rank, seed=own_seed, gradient=gradient, mask=mask)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
+
+    def kept_weights(self) -> torch.Tensor:
+        """Return what the base's mask keeps, or without a mask where W is not zero; bool, shape (out, in)."""
+        # pruning looks at updates, so that neither can import the other while it is being imported itself
+        from dsee.pruning.masks import get_mask
+
+        mask = get_mask(self)
+        return self.base_weight() != 0 if mask is None else mask
 
     def has_update(self, adapter_name: str) -> bool:
         """Whether the adapter has a part on this layer: a pattern or a cut can leave it with neither."""
@@ -253,6 +321,28 @@ def update_layers(model: nn.Module) -> list[tuple[str, DseeLayer]]:
         model: any module.
     """
     return [(name, module) for name, module in model.named_modules() if isinstance(module, DseeLayer)]
+
+
+def check_names(positions: Iterable[str], names: list[str]) -> None:
+    """Refuse a name in ``positions`` that fits no module.
+
+    Args:
+        positions: names or regular expressions, as in PEFT's patterns.
+        names: paths of the modules that can take positions.
+
+    Raises:
+        InputError: a name that fits none, with the nearest that would.
+    """
+    for key in positions:
+        try:
+            fits = any(re.match(rf"(.*\.)?({key})$", name) for name in names)
+        except re.error as error:
+            raise InputError(f"positions: {key!r} is neither a name nor a regular expression: {error}.") from None
+        if not fits:
+            raise InputError(
+                f"positions: no module with an update is called {key!r}.{nearest(key, names)} There are: "
+                f"{listed(names)}."
+            )
 
 
 def any_merged(model: nn.Module) -> bool:
