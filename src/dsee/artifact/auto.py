@@ -27,6 +27,8 @@ AUTO_CLASSES = (
     "AutoModelForMultipleChoice",
     "AutoModelForMaskedLM",
     "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForTextEncoding",
     "AutoModelForPreTraining",
     "AutoModelForNextSentencePrediction",
 )
@@ -62,13 +64,16 @@ def shrink(model: Any, structure: Any) -> None:
         fits = isinstance(stored, list) and len(stored) == len(full) and all(type(n) is int for n in stored)
         if not fits or not all(1 <= n <= most for n, most in zip(stored, full, strict=True)):
             raise ArtifactError(f"config.json: dsee_structure[{unit!r}]={stored} does not fit a model with {full}.")
-    cut(
-        model,
-        [
-            LayerPlan(tuple(range(heads, view.heads)), tuple(range(neurons, view.neurons)))
-            for view, heads, neurons in zip(views, structure["heads"], structure["neurons"], strict=True)
-        ],
-    )
+    if views[0].architecture.fixed_heads and structure["heads"] != sizes["heads"]:
+        raise ArtifactError(
+            f"config.json: dsee_structure['heads']={structure['heads']}, but the heads of this family cannot be cut."
+        )
+    plan = [
+        LayerPlan(tuple(range(heads, view.heads)), tuple(range(neurons, view.neurons)))
+        for view, heads, neurons in zip(views, structure["heads"], structure["neurons"], strict=True)
+    ]
+    # the weights are loaded later: there is nothing yet to fold into a bias
+    cut(model, plan, fold=False)
 
 
 def config_class(model_type: str) -> type[PretrainedConfig]:

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from dsee.errors import ArchitectureError
-from dsee.update.layer import DseeLayer, refuse_recomputed
+from dsee.pruning.masks import get_mask, set_mask
+from dsee.update.bases import refuse_recomputed
+from dsee.update.layer import DseeLayer
 from dsee.update.sparse_delta import SparseDelta
 
 
@@ -41,6 +43,7 @@ def _replace(module: nn.Module, name: str, data: torch.Tensor) -> None:
 def _select_base(base: Any, keep: torch.Tensor, dim: int) -> None:
     """Keep rows (dim 0) or columns (dim 1), in (out, in) orientation, of a bare linear."""
     keep = keep.to(base.weight.device)
+    mask = get_mask(base)
     if isinstance(base, nn.Linear):
         _replace(base, "weight", base.weight.data.index_select(dim, keep))
         if dim == 0:
@@ -52,6 +55,8 @@ def _select_base(base: Any, keep: torch.Tensor, dim: int) -> None:
         setattr(base, "nf" if dim == 0 else "nx", keep.numel())
     if dim == 0 and base.bias is not None:
         _replace(base, "bias", base.bias.data[keep])
+    if mask is not None:
+        set_mask(base, mask.index_select(dim, keep))
 
 
 def _reindexed(sparse: SparseDelta, keep: torch.Tensor, dim: int) -> SparseDelta | None:

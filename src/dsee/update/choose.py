@@ -13,7 +13,8 @@ from torch import nn
 
 from dsee import support
 from dsee.errors import InputError, OrderError, listed, nearest
-from dsee.update.layer import DseeLayer, any_merged, check_names, update_layers
+from dsee.update.layer import DseeLayer, any_merged, update_layers
+from dsee.update.positions import Parts, check_names, find_support, size_of, sizes_of
 from dsee.update.sparse_delta import SparseDelta
 
 #: Bytes of dense gradients held at a time: 113 matrices of 768 x 768.
@@ -25,6 +26,8 @@ class _Place:
     layer: DseeLayer
     sparse: SparseDelta
     rank: int
+    parts: Parts
+    sizes: list[int]
 
 
 def choose_support(
@@ -67,7 +70,7 @@ def choose_support(
     """
     adapter = _adapter(model, adapter)
     config = _configs(model)[adapter]
-    places = _places(model, adapter)
+    places = _places(model, adapter, config)
     if positions is not None:
         if rule not in (None, support.EXPLICIT) or calibration is not None:
             raise InputError("positions are given, so neither rule nor calibration has anything to choose. Leave them.")
@@ -82,9 +85,17 @@ def choose_support(
     found = {}
     with _any_positions(places):
         for key, gradient in _gradients(model, places, batches, memory):
-            place, n = places[key], places[key].sparse.n_sparse
-            found[key] = place.layer.find_support(
-                rule, n, rank=place.rank, seed=seed, key=key, within_mask=within_mask, gradient=gradient
+            place = places[key]
+            found[key] = find_support(
+                place.layer,
+                rule,
+                place.sizes,
+                rank=place.rank,
+                seed=seed,
+                key=key,
+                parts=place.parts,
+                kept=within_mask,
+                gradient=gradient,
             )
     for key, chosen in found.items():
         places[key].sparse.place(chosen)
@@ -114,7 +125,7 @@ def _adapter(model: nn.Module, adapter: str | None) -> str:
     return adapter
 
 
-def _places(model: nn.Module, adapter: str) -> dict[str, _Place]:
+def _places(model: nn.Module, adapter: str, config: Any) -> dict[str, _Place]:
     """The matrices with an S2, by their path in the base model, as the configuration's patterns and seeds have it."""
     # a PeftModel holds the tuner, which holds the base; transformers' own adapters sit on the model itself
     tuner = getattr(model, "base_model", None) if hasattr(model, "get_base_model") else None
@@ -122,8 +133,11 @@ def _places(model: nn.Module, adapter: str) -> dict[str, _Place]:
     places = {}
     for key, layer in update_layers(root):
         if adapter in layer.dsee_S:
-            rank = layer.dsee_V[adapter].weight.shape[0] if adapter in layer.dsee_V else 0
-            places[key] = _Place(layer, layer.dsee_S[adapter], rank)
+            parts, sparse = layer.dsee_parts.get(adapter), layer.dsee_S[adapter]
+            rank = layer.dsee_U[adapter].weight.shape[1] if adapter in layer.dsee_U else 0
+            sizes = layer.n_sparse_of(adapter) if sparse.placed else sizes_of(config, key, parts)
+            sizes = sizes if isinstance(sizes, list) else [sizes] * len(parts or [0])
+            places[key] = _Place(layer, sparse, rank, parts, sizes)
     if not places:
         raise InputError(f"choose_support: the update {adapter!r} has no sparse part (n_sparse=0).")
     return places
@@ -186,16 +200,17 @@ def _take(
     check_names(positions, list(places))
     named = {key: place for key, place in places.items() if get_pattern_key(positions.keys(), key) in positions}
     _refuse_trained(model, named)
-    found = {}
+    found, sizes = {}, {}
     for key, place in named.items():
         shape = (place.sparse.out_features, place.sparse.in_features)
         found[key] = support.flat_positions(positions[get_pattern_key(positions.keys(), key)], shape, key)
         if not found[key].numel():
             raise InputError(f"positions of {key} are empty: leave the module out, and it keeps its support.")
+        sizes[key] = size_of(found[key], shape, key, place.parts)
     for key, chosen in found.items():
-        if chosen.numel() != places[key].sparse.n_sparse:
+        if chosen.numel() != places[key].sparse.n_sparse or places[key].parts is not None:
             # what transformers' loader makes room by
-            config.n_sparse_pattern[key] = chosen.numel()
+            config.n_sparse_pattern[key] = sizes[key]
         places[key].sparse.place(chosen)
     if len(found) == len(places):
         config.support, config.positions = support.EXPLICIT, {}
