@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from dsee.training.gradual import GradualCallback
     from dsee.training.teacher import DistillationTrainer
     from dsee.update.bake import bake_masks
+    from dsee.update.choose import choose_support
     from dsee.update.config import DseeConfig
     from dsee.update.model import DseeModel
 
@@ -61,6 +62,7 @@ _HOME = {
     "NofM": "dsee.pruning",
     "Weights": "dsee.pruning",
     "add_gates": "dsee.pruning.gates",
+    "choose_support": "dsee.update.choose",
     "distillation_loss": "dsee.training.distillation",
     "bake_masks": "dsee.update.bake",
     "export_onnx": "dsee.runtime.onnx_export",
@@ -103,6 +105,7 @@ __all__ = [
     "__version__",
     "add_gates",
     "bake_masks",
+    "choose_support",
     "distillation_loss",
     "export_onnx",
     "flops",

@@ -31,6 +31,7 @@ from dsee.pruning.mask_order import shapes_after
 from dsee.pruning.mask_plan import check_mask_rule
 from dsee.pruning.schedule import Calibration
 from dsee.steps import record
+from dsee.support import needs_gradient
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
 from dsee.training.distillation import Distillation
@@ -41,6 +42,8 @@ from dsee.training.recipe import RecoverSpec, TrainSpec
 from dsee.training.setting import Setting
 
 CALIBRATION_BATCH = 32
+#: How many sentences of the training part choose a support by gradients.
+SUPPORT_SENTENCES = 512
 
 
 def _fit_and_test(
@@ -125,6 +128,9 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
     set_seed(recipe.seed)
     config = dsee.DseeConfig(task_type="SEQ_CLS", seed=recipe.seed, **recipe.update.model_dump())
     model = get_peft_model(setting.new_model(), config)
+    if needs_gradient(config.support):
+        rows = batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, SUPPORT_SENTENCES)
+        dsee.choose_support(model, calibration=[batch for _, batch in rows])
     if recipe.gates:
         dsee.add_gates(model, heads=recipe.gates.heads, neurons=recipe.gates.neurons)
     results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
