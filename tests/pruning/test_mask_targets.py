@@ -7,11 +7,11 @@ from torch import nn
 
 import dsee
 from conftest import FAMILIES, adapted, tiny_bert
-from families import NAMES, build, task_type
 from dsee.architectures import layers
 from dsee.pruning import apply_masks, masks_for
 from dsee.pruning.masks import bare, masked_linears
 from dsee.pruning.targets import mask_targets
+from families import NAMES, build, task_type
 
 #: Linears of one layer; of T5's two encoder layers and its decoder layer.
 COUNT = dict.fromkeys(FAMILIES, 6) | {"deberta-v3": 6, "deberta-v2": 8, "gpt2": 4}
@@ -141,7 +141,12 @@ def test_masks_for_decides_and_apply_masks_acts():
     apply_masks(model, masks)
     changed = {n for n, t in model.state_dict().items() if not torch.equal(state[n], t)}
     assert changed == {f"{name}.weight" for name in masks}
-    assert all(torch.equal(bare(view.part("query")).weight != 0, masks[f"bert.encoder.layer.{view.index}.attention.self.query"]) for view in layers(model))
+    assert all(
+        torch.equal(
+            bare(view.part("query")).weight != 0, masks[f"bert.encoder.layer.{view.index}.attention.self.query"]
+        )
+        for view in layers(model)
+    )
 
 
 @pytest.mark.parametrize(

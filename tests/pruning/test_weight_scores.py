@@ -8,11 +8,11 @@ from mask_models import data, shared, weights_of
 
 import dsee
 from conftest import adapted, batch, tiny_bert
-from families import build, inputs, task_type
 from dsee.pruning import WeightScoreInput, masks_for, register_weight_score, weight_scores
 from dsee.pruning.targets import mask_targets
 from dsee.pruning.weight_scores import _WEIGHT_SCORES, check_weight_score
 from dsee.update.layer import update_layers
+from families import build, inputs, task_type
 from update.models import dense_update, scrambled, two_adapters
 
 #: bert and distilbert with an update, a fused Conv1D, grouped and gated projections, a projection called twice.
@@ -54,7 +54,9 @@ def dense_gradients(model, name, batches):
 def close(found, expected, name):
     # the scores are fp32, made of a double model
     scale = float(expected.abs().max())
-    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-4, atol=1e-6 * scale, msg=lambda m: f"{name}: {m}")
+    torch.testing.assert_close(
+        found.double(), expected.double(), rtol=1e-4, atol=1e-6 * scale, msg=lambda m: f"{name}: {m}"
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -161,7 +163,9 @@ def test_random_is_seeded_for_each_matrix_by_itself():
     names = list(one)
     assert all(torch.equal(one[n], again[n]) for n in names)
     assert not any(torch.equal(one[n], other[n]) for n in names)
-    alone = check_weight_score("random")(WeightScoreInput(shared("bert"), mask_targets(shared("bert"), ["value"]), 0, None))
+    alone = check_weight_score("random")(
+        WeightScoreInput(shared("bert"), mask_targets(shared("bert"), ["value"]), 0, None)
+    )
     assert all(torch.equal(alone[n], one[n]) for n in alone)
 
 
