@@ -16,7 +16,8 @@ from dsee.architectures import LayerView, base_model, layers
 from dsee.architectures._registry import plain_model
 from dsee.errors import ArchitectureError, InputError, listed, nearest
 from dsee.pruning.masks import bare, get_mask, oriented
-from dsee.update.layer import DseeLayer, refuse_recomputed
+from dsee.update.bases import refuse_recomputed
+from dsee.update.layer import DseeLayer
 
 
 @dataclass(frozen=True)

@@ -10,32 +10,70 @@ from typing import Any
 from dsee.architectures import layers
 from dsee.errors import InputError
 from dsee.measure import flops, parameters
-from dsee.pruning import Blocks, Heads, MaskRule, Neurons, NofM, Rule, Weights, get_mask, masked_linears, plan_for
+from dsee.pruning import (
+    Blocks,
+    Gradual,
+    Heads,
+    MaskRule,
+    Neurons,
+    NofM,
+    Rule,
+    Weights,
+    get_mask,
+    masked_linears,
+    plan_for,
+)
 from dsee.pruning.mask_order import shapes_after
 from dsee.pruning.mask_plan import check_mask_rule
+from dsee.pruning.schedule import Calibration
 from dsee.steps import record
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
+from dsee.training.distillation import Distillation
 from dsee.training.fit import evaluate, fit, set_dropout, steps_of
 from dsee.training.progress import Bar
-from dsee.training.recipe import TrainSpec
+from dsee.training.recipe import RecoverSpec, TrainSpec
 from dsee.training.setting import Setting
 
 CALIBRATION_BATCH = 32
 
 
-def _fit_and_test(setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar) -> dict[str, Any]:
+def _fit_and_test(
+    setting: Setting,
+    model: Any,
+    step: str,
+    spec: TrainSpec,
+    seed: int,
+    bar: Bar,
+    *,
+    teacher: Any = None,
+    schedule: Gradual | None = None,
+) -> dict[str, Any]:
     if setting.recipe.base_dropout is not None:
         set_dropout(model, setting.recipe.base_dropout)
     parts = setting.parts
     bar.note(f"{parameters(model).trainable_share:.2%} trainable")
-    keeper = fit(model, parts["train"], parts["validation"], setting.tokenizer, spec, seed=seed, bar=bar)
-    facts = {
+    distillation = Distillation(**spec.distill.model_dump()) if isinstance(spec, RecoverSpec) and spec.distill else None
+    keeper = fit(
+        model,
+        parts["train"],
+        parts["validation"],
+        setting.tokenizer,
+        spec,
+        seed=seed,
+        bar=bar,
+        teacher=teacher,
+        distillation=distillation,
+        schedule=schedule,
+    )
+    facts: dict[str, Any] = {
         "epochs": len(keeper.log),
         "learning_rate": spec.learning_rate,
         "batch_size": spec.batch_size,
         "seed": seed,
     }
+    if distillation:
+        facts["distillation"] = distillation.facts()
     record(model, step, **facts)
     return {"validation": keeper.log, **_tested(setting, model, bar)}
 
@@ -88,7 +126,7 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
 
 
 def rules_of(setting: Setting) -> list[Rule]:
-    """Return the recipe's pruning rules.
+    """Return the recipe's rules for heads and neurons.
 
     Raises:
         InputError: a rule that does not exist.
@@ -119,6 +157,28 @@ def mask_rules_of(setting: Setting) -> list[MaskRule]:
     return rules
 
 
+def at_once(setting: Setting) -> list[Rule | MaskRule]:
+    """Return the rules that the pruning stage carries out: all but one for weights that has a schedule."""
+    spec = setting.recipe.prune
+    return [*rules_of(setting), *([] if spec and spec.schedule else mask_rules_of(setting))]
+
+
+def schedule_of(setting: Setting, calibration: Calibration = None) -> Gradual | None:
+    """Return the recipe's schedule, if it has one.
+
+    Args:
+        setting: the run.
+        calibration: batches for scores that look at data.
+
+    Raises:
+        InputError: a rule that does not exist, or steps in the wrong order.
+    """
+    spec = setting.recipe.prune
+    if spec is None or spec.schedule is None:
+        return None
+    return Gradual(mask_rules_of(setting)[0], **spec.schedule.model_dump(), calibration=calibration)
+
+
 def preflight(setting: Setting) -> None:
     """Find what would fail after hours of tuning before it starts: no map, no such score, more heads than there are.
 
@@ -132,6 +192,9 @@ def preflight(setting: Setting) -> None:
     shapes = shapes_after(empty, plans)
     for mask_rule in mask_rules_of(setting):
         check_mask_rule(empty, mask_rule, shapes)
+    schedule = schedule_of(setting)
+    if schedule:
+        schedule.span(steps_of(setting.recipe.recover, setting.data.sizes["train"]))
 
 
 def prune_total(setting: Setting) -> int:
@@ -159,7 +222,7 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
             bar.advance()
             yield batch
 
-    report = dsee.prune(model, *rules_of(setting), *mask_rules_of(setting), calibration=calibration())
+    report = dsee.prune(model, *at_once(setting), calibration=calibration())
     results = _tested(setting, model, bar)
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results | {"before": report.before, "after": report.after}
@@ -167,15 +230,27 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
 
 def recover_total(setting: Setting) -> int:
     """Steps of the bar of :func:`recover`."""
-    return steps_of(setting.recipe.recover, len(setting.parts["train"])) + len(setting.parts["test"])
+    spec, train = setting.recipe.recover, len(setting.parts["train"])
+    answers = train if spec.distill and not spec.distill.hidden else 0
+    return steps_of(spec, train) + answers + len(setting.parts["test"])
 
 
-def recover(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:
-    """Go on tuning the update of the pruned model, with a fresh optimizer."""
+def recover(setting: Setting, bar: Bar, source: Path, target: Path, tuned: Path) -> dict[str, Any]:
+    """Go on tuning the update of the pruned model, with a fresh optimizer; the tuned model teaches it if asked to."""
     import dsee
 
+    spec = setting.recipe.recover
     model = dsee.load(source, trainable=True)
-    results = _fit_and_test(setting, model, "recover", setting.recipe.recover, setting.recipe.seed + 1, bar)
+    teacher = dsee.load(tuned) if spec.distill else None
+    limit = setting.recipe.prune.calibration if setting.recipe.prune else None
+
+    def calibration() -> Any:
+        """Afresh for every choice of the schedule."""
+        return [batch for _, batch in batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, limit)]
+
+    schedule = schedule_of(setting, calibration)
+    seed = setting.recipe.seed + 1
+    results = _fit_and_test(setting, model, "recover", spec, seed, bar, teacher=teacher, schedule=schedule)
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dsee.tasks.spec import DataSpec
+from dsee.training.distillation import Distillation
+from dsee.training.schedule_spec import ScheduleSpec
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -55,6 +57,35 @@ class TrainSpec(Section):
     patience: Positive | None = None
 
 
+class DistillSpec(Section):
+    """See :class:`dsee.Distillation`."""
+
+    temperature: Annotated[float, Field(gt=0)] = Distillation.temperature
+    alpha: Annotated[float, Field(ge=0, le=1)] = Distillation.alpha
+    hidden: Annotated[float, Field(ge=0)] = Distillation.hidden
+
+    @model_validator(mode="after")
+    def _something(self) -> DistillSpec:
+        if not self.alpha and not self.hidden:
+            raise ValueError("alpha: 0 and hidden: 0 leave nothing to the teacher; say distill: false instead")
+        return self
+
+
+class RecoverSpec(TrainSpec):
+    """Tuning after pruning.
+
+    Attributes:
+        distill: the dense tuned model teaches the pruned one; ``true`` for the defaults.
+    """
+
+    distill: DistillSpec | None = None
+
+    @field_validator("distill", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
 class HeadsSpec(Section):
     """See :class:`dsee.Heads`."""
 
@@ -99,13 +130,19 @@ class NofMSpec(Section):
 
 
 class PruneSpec(Section):
-    """What is removed, and how many training sentences the scores that look at data may see."""
+    """What is removed, when, and how many training sentences the scores that look at data may see.
+
+    Attributes:
+        schedule: reach the rule for weights gradually while recovering; None does it at once, before. Heads and neurons
+            always go at once.
+    """
 
     heads: HeadsSpec | None = None
     neurons: NeuronsSpec | None = None
     weights: WeightsSpec | None = None
     blocks: BlocksSpec | None = None
     nofm: NofMSpec | None = None
+    schedule: ScheduleSpec | None = None
     calibration: Positive = 512
 
     @field_validator("weights", "blocks", mode="before")
@@ -124,6 +161,12 @@ class PruneSpec(Section):
         parts = value.split(":") if isinstance(value, str) else value
         return {"n": parts[0], "m": parts[1]} if isinstance(parts, list) and len(parts) == 2 else value
 
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _bare_law(cls, value: Any) -> Any:
+        """``schedule: cubic`` is short for ``schedule: {law: cubic}``."""
+        return {"law": value} if isinstance(value, str) else value
+
     @field_validator("heads", "neurons", mode="before")
     @classmethod
     def _bare_amount(cls, value: Any) -> Any:
@@ -139,6 +182,10 @@ class PruneSpec(Section):
             )
         if len(patterns) > 1:
             raise ValueError(f"{' and '.join(patterns)} are patterns for the same weights; choose one")
+        if self.schedule and not patterns:
+            raise ValueError("schedule: there is nothing to reach gradually; give weights, blocks or nofm")
+        if patterns and getattr(self, patterns[0]).score == "movement" and not self.schedule:
+            raise ValueError("score: movement is learned while recovering; add a schedule, such as schedule: cubic")
         return self
 
 
@@ -189,10 +236,16 @@ class Recipe(Section):
     update: UpdateSpec = UpdateSpec()
     tune: TrainSpec = TrainSpec()
     prune: PruneSpec | None = None
-    recover: TrainSpec = TrainSpec(epochs=2)
+    recover: RecoverSpec = RecoverSpec(epochs=2)
     export: ExportSpec = ExportSpec()
     measure: MeasureSpec = MeasureSpec()
     output: str = "dsee-run"
     seed: Annotated[int, Field(ge=0)] = 0
     max_length: Positive = 128
     base_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _someone_to_teach(self) -> Recipe:
+        if self.recover.distill and not self.prune:
+            raise ValueError("recover.distill: nothing is pruned, so there is no model to teach; add a prune section")
+        return self
