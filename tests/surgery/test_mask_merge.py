@@ -52,9 +52,7 @@ def assert_zero_where_masked(model, masks):
 
 
 @settings(max_examples=12, deadline=None)
-@given(
-    st.sampled_from(sorted(TARGETS)), st.sampled_from(sorted(RULES)), st.sampled_from(DTYPES), st.integers(0, 3)
-)
+@given(st.sampled_from(sorted(TARGETS)), st.sampled_from(sorted(RULES)), st.sampled_from(DTYPES), st.integers(0, 3))
 def test_every_zero_and_every_pattern_survives_a_masked_merge(name, rule, dtype, seed):
     model = scrambled(pruned(name, RULES[rule], dtype), seed=seed)
     masks = masks_of(model)

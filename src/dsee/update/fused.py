@@ -63,7 +63,9 @@ def resolve(fused_parts: dict[str, list[str]] | None, model: nn.Module) -> dict[
     for key in fused_parts:
         if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
             leaves = sorted({name.rpartition(".")[2] for name in names})
-            raise InputError(f"fused_parts: no layer of {type(model).__name__} is called {key!r}.{nearest(key, leaves)}")
+            raise InputError(
+                f"fused_parts: no layer of {type(model).__name__} is called {key!r}.{nearest(key, leaves)}"
+            )
     return fused_parts
 
 
