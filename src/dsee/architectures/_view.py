@@ -175,6 +175,11 @@ class LayerView:
         return self._height("query") // self._height("key")
 
     @property
+    def query_heads(self) -> int:
+        """Query heads now."""
+        return self.heads * self.queries_per_head
+
+    @property
     def neurons(self) -> int:
         """Neurons of the feed-forward part now, counted from the weights."""
         return self._height("ffn_in")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsee.artifact.auto import auto_class
 from dsee.steps import Step
 
 _HEAD = """---
@@ -43,10 +44,17 @@ def describe(step: Step) -> str:
     if name == "prune":
         before, after = step["before"], step["after"]
         parts = [f"{unit} {sum(before[unit])} -> {sum(after[unit])}" for unit in before]
-        rules = ", ".join(f"{r['rule']} {r['amount']} by {r['score']} per {r['scope']}" for r in step["rules"])
+        rules = ", ".join(_rule(facts) for facts in step["rules"])
         return f"{name}: {', '.join(parts)} ({rules})"
     facts = ", ".join(f"{k} {v}" for k, v in sorted(step.items()) if k not in ("step", "dsee"))
     return f"{name}: {facts}" if facts else str(name)
+
+
+def _rule(facts: dict[str, Any]) -> str:
+    """A rule in a few words."""
+    if "explicit" in facts:
+        return f"{facts['rule']} as named"
+    return f"{facts['rule']} {facts['amount']} by {facts['score']} per {facts['scope']}"
 
 
 def card(
@@ -64,7 +72,7 @@ def card(
     way = "adapted" if adapted else "cut" if structure else "stock"
     parameters = sum(p.numel() for p in model.parameters())
     summary = f"A {type(model).__name__} of {parameters / 1e6:.1f} M parameters, made with dsee."
-    auto = "AutoModel" + ("For" + type(model).__name__.split("For", 1)[1] if "For" in type(model).__name__ else "")
+    auto = auto_class(model)
     text = _HEAD.format(
         title=f"{type(model).__name__} ({model_type})",
         summary=summary,
