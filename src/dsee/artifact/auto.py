@@ -116,11 +116,12 @@ def auto_class(model: nn.Module) -> str:
         model: a transformers model.
     """
     model_type = str(getattr(getattr(model, "config", None), "model_type", "")).removeprefix(CUT_PREFIX)
-    config = CONFIG_MAPPING.get(model_type)
+    if model_type not in CONFIG_MAPPING:
+        return "AutoModel"
+    config = CONFIG_MAPPING[model_type]
     for name in AUTO_CLASSES:
         known = getattr(transformers, name)._model_mapping
-        found = known[config] if config in known else None
-        if found is not None and found.__name__ == type(model).__name__:
+        if config in known and known[config].__name__ == type(model).__name__:
             return name
     return "AutoModel"
 
