@@ -26,19 +26,34 @@ if TYPE_CHECKING:
     from dsee.measure.latency import latency
     from dsee.measure.parameters import parameters
     from dsee.measure.summary import summary
+    from dsee.pruning.mask_rules import Blocks, NofM, Weights
+    from dsee.pruning.movement import Movement
     from dsee.pruning.rules import Heads, Neurons
+    from dsee.pruning.schedule import Gradual
     from dsee.runtime.onnx_export import export_onnx
     from dsee.steps import history
     from dsee.surgery.merge import merge
     from dsee.surgery.prune import prune
+    from dsee.training.distillation import Distillation, distillation_loss
+    from dsee.training.gradual import GradualCallback
+    from dsee.training.teacher import DistillationTrainer
     from dsee.update.config import DseeConfig
     from dsee.update.model import DseeModel
 
 _HOME = {
+    "Blocks": "dsee.pruning",
+    "Distillation": "dsee.training.distillation",
+    "DistillationTrainer": "dsee.training.teacher",
     "DseeConfig": "dsee.update",
     "DseeModel": "dsee.update",
+    "Gradual": "dsee.pruning",
+    "GradualCallback": "dsee.training.gradual",
     "Heads": "dsee.pruning",
+    "Movement": "dsee.pruning",
     "Neurons": "dsee.pruning",
+    "NofM": "dsee.pruning",
+    "Weights": "dsee.pruning",
+    "distillation_loss": "dsee.training.distillation",
     "export_onnx": "dsee.runtime.onnx_export",
     "flops": "dsee.measure",
     "history": "dsee.steps",
@@ -55,16 +70,25 @@ _HOME = {
 __all__ = [
     "ArchitectureError",
     "ArtifactError",
+    "Blocks",
+    "Distillation",
+    "DistillationTrainer",
     "DseeConfig",
     "DseeError",
     "DseeModel",
     "ExportError",
+    "Gradual",
+    "GradualCallback",
     "Heads",
     "InputError",
     "MissingExtraError",
+    "Movement",
     "Neurons",
+    "NofM",
     "OrderError",
+    "Weights",
     "__version__",
+    "distillation_loss",
     "export_onnx",
     "flops",
     "history",

@@ -42,16 +42,25 @@ def describe(step: Step) -> str:
     """
     name = step["step"]
     if name == "prune":
-        before, after = step["before"], step["after"]
-        parts = [f"{unit} {sum(before[unit])} -> {sum(after[unit])}" for unit in before]
+        # a schedule that grew its masks while tuning tells its rule alone
+        before, after = step.get("before", {}), step.get("after", {})
         rules = ", ".join(_rule(facts) for facts in step["rules"])
-        return f"{name}: {', '.join(parts)} ({rules})"
+        if "zeros_after" in step:
+            parts = [f"zeros {step['zeros_before']:.1%} -> {step['zeros_after']:.1%}"]
+        else:
+            parts = [f"{unit} {sum(before[unit])} -> {sum(after[unit])}" for unit in before]
+        return f"{name}: {', '.join(parts)} ({rules})" if parts else f"{name}: {rules}"
     facts = ", ".join(f"{k} {v}" for k, v in sorted(step.items()) if k not in ("step", "dsee"))
     return f"{name}: {facts}" if facts else str(name)
 
 
 def _rule(facts: dict[str, Any]) -> str:
-    """A rule in a few words."""
+    """A rule in a few words: "weights 0.5 by fisher, global", "n_of_m 2:4 by update"."""
+    if "n" in facts:
+        return f"{facts['rule']} {facts['n']}:{facts['m']} by {facts['score']}"
+    if "ratio" in facts:
+        shape = "".join(f" {down}x{across}" for down, across in [facts["shape"]]) if "shape" in facts else ""
+        return f"{facts['rule']}{shape} {facts['ratio']} by {facts['score']}, {facts['scope']}"
     if "explicit" in facts:
         return f"{facts['rule']} as named"
     return f"{facts['rule']} {facts['amount']} by {facts['score']} per {facts['scope']}"

@@ -12,6 +12,7 @@ from peft import PeftModel
 from dsee.artifact.atomic import heal
 from dsee.artifact.auto import model_class
 from dsee.artifact.manifest import Manifest, owned_entries, read_manifest, verify
+from dsee.artifact.masks import MASKS, restore_masks
 from dsee.artifact.save import ADAPTER
 from dsee.errors import ArtifactError, DseeError, InputError
 from dsee.steps import restore
@@ -41,6 +42,8 @@ def load(folder: str | Path, *, trainable: bool = False, **kwargs: Any) -> Any:
         raise InputError(f"{folder} holds an ONNX model. Use dsee.runtime.OnnxModel(folder), or `dsee predict`.")
     try:
         model = _load_base(folder, kwargs)
+        if MASKS in manifest.files:
+            restore_masks(model, folder / MASKS)
         if manifest.kind == "adapted":
             model = _load_adapters(model, folder / ADAPTER, manifest, trainable)
     except DseeError:

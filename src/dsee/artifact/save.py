@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 from torch import nn
 
 from dsee.architectures._registry import CUT_PREFIX, plain_model
@@ -15,6 +16,7 @@ from dsee.artifact.atomic import whole_folder
 from dsee.artifact.auto import STRUCTURE, config_class, is_cut, plain_fields, stock_config
 from dsee.artifact.card import card
 from dsee.artifact.manifest import Kind, Manifest, owned_entries, refuse_other_kind, verify, write_manifest
+from dsee.artifact.masks import MASKS, mask_bits
 from dsee.errors import InputError
 from dsee.steps import history
 
@@ -26,7 +28,8 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
 
     A merged model becomes a plain transformers checkpoint, under a ``model_type`` of its own if its layers were cut so
     that no stock class could rebuild them. A PeftModel is written as its (pruned) base with the update beside it, and
-    loads as a PeftModel again.
+    loads as a PeftModel again. Masks lie beside the weights, one bit each; the zeros are in the weights themselves, so
+    the model runs without the masks.
 
     Args:
         model: a transformers model or a PeftModel.
@@ -38,8 +41,8 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
         The folder.
 
     Raises:
-        InputError: not a transformers model, one with a merged update, facts that JSON cannot hold,
-            or a folder that holds an ONNX export.
+        InputError: not a transformers model, one with a merged update or with weights where its masks say zero, facts
+            that JSON cannot hold, or a folder that holds an ONNX export.
         ArtifactError: the folder could not be written; what was there before is untouched.
     """
     base = plain_model(model)
@@ -52,10 +55,13 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
             "save: an update is merged into the base. Use dsee.merge(model), or model.unmerge_adapter() first."
         )
     _check_facts(facts)
+    masks = mask_bits(base)
     target = Path(folder)
     refuse_other_kind(target, ("model", "adapted"))
     with whole_folder(target, check=verify, owned=owned_entries) as writing:
         model_type, structure = _write_base(base, writing)
+        if masks:
+            save_file(masks, writing / MASKS)
         if adapted:
             model.save_pretrained(writing / ADAPTER)
             _tidy_adapters(writing / ADAPTER)

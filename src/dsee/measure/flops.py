@@ -16,7 +16,8 @@ from torch import nn
 from dsee.architectures import LayerView, base_model, layers
 from dsee.architectures._registry import plain_model
 from dsee.measure.sample import check_sizes
-from dsee.update.layer import DseeLayer, linear_shape
+from dsee.update.bases import linear_shape
+from dsee.update.layer import DseeLayer
 
 
 @dataclass(frozen=True)

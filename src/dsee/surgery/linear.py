@@ -9,7 +9,8 @@ from torch import nn
 
 from dsee.errors import ArchitectureError
 from dsee.pruning.masks import get_mask, set_mask
-from dsee.update.layer import DseeLayer, refuse_recomputed
+from dsee.update.bases import refuse_recomputed
+from dsee.update.layer import DseeLayer
 from dsee.update.sparse_delta import SparseDelta
 
 

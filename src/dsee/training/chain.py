@@ -13,26 +13,42 @@ from dsee.pruning import Heads, Neurons, Rule, plan_for
 from dsee.steps import record
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
+from dsee.training.distillation import Distillation
 from dsee.training.fit import evaluate, fit, set_dropout, steps_of
 from dsee.training.progress import Bar
-from dsee.training.recipe import TrainSpec
+from dsee.training.recipe import RecoverSpec, TrainSpec
 from dsee.training.setting import Setting
 
 CALIBRATION_BATCH = 32
 
 
-def _fit_and_test(setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar) -> dict[str, Any]:
+def _fit_and_test(
+    setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar, teacher: Any = None
+) -> dict[str, Any]:
     if setting.recipe.base_dropout is not None:
         set_dropout(model, setting.recipe.base_dropout)
     parts = setting.parts
     bar.note(f"{parameters(model).trainable_share:.2%} trainable")
-    keeper = fit(model, parts["train"], parts["validation"], setting.tokenizer, spec, seed=seed, bar=bar)
-    facts = {
+    distillation = Distillation(**spec.distill.model_dump()) if isinstance(spec, RecoverSpec) and spec.distill else None
+    keeper = fit(
+        model,
+        parts["train"],
+        parts["validation"],
+        setting.tokenizer,
+        spec,
+        seed=seed,
+        bar=bar,
+        teacher=teacher,
+        distillation=distillation,
+    )
+    facts: dict[str, Any] = {
         "epochs": len(keeper.log),
         "learning_rate": spec.learning_rate,
         "batch_size": spec.batch_size,
         "seed": seed,
     }
+    if distillation:
+        facts["distillation"] = distillation.facts()
     record(model, step, **facts)
     return {"validation": keeper.log, **_tested(setting, model, bar)}
 
@@ -137,15 +153,19 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
 
 def recover_total(setting: Setting) -> int:
     """Steps of the bar of :func:`recover`."""
-    return steps_of(setting.recipe.recover, len(setting.parts["train"])) + len(setting.parts["test"])
+    spec, train = setting.recipe.recover, len(setting.parts["train"])
+    answers = train if spec.distill and not spec.distill.hidden else 0
+    return steps_of(spec, train) + answers + len(setting.parts["test"])
 
 
-def recover(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:
-    """Go on tuning the update of the pruned model, with a fresh optimizer."""
+def recover(setting: Setting, bar: Bar, source: Path, target: Path, tuned: Path) -> dict[str, Any]:
+    """Go on tuning the update of the pruned model, with a fresh optimizer; the tuned model teaches it if asked to."""
     import dsee
 
+    spec = setting.recipe.recover
     model = dsee.load(source, trainable=True)
-    results = _fit_and_test(setting, model, "recover", setting.recipe.recover, setting.recipe.seed + 1, bar)
+    teacher = dsee.load(tuned) if spec.distill else None
+    results = _fit_and_test(setting, model, "recover", spec, setting.recipe.seed + 1, bar, teacher)
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results
 

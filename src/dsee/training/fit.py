@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +16,10 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 from dsee.modes import evaluating
 from dsee.tasks.encode import Encoded, predict
 from dsee.tasks.metrics import classification_metrics
+from dsee.training.distillation import Distillation
 from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
+from dsee.training.teacher import DistillationTrainer, Taught, collate_taught
 
 
 def torch_logits(model: Any) -> Any:
@@ -98,8 +102,27 @@ def steps_of(spec: TrainSpec, examples: int) -> int:
     return spec.epochs * math.ceil(examples / spec.batch_size)
 
 
+def _taught(teacher: Any, data: Encoded, collate: Any, bar: Bar) -> Taught:
+    """The data with the teacher's answers, each asked for once; the bar advances by the examples."""
+    start = time.process_time()
+    with evaluating(teacher):
+        answers = predict(torch_logits(teacher), data, collate, progress=bar.advance)
+    bar.note(f"teacher answered {len(data)} sentences in {time.process_time() - start:.0f} CPU s")
+    return Taught(data, answers)
+
+
 def fit(
-    model: Any, train: Encoded, validation: Encoded, tokenizer: Any, spec: TrainSpec, *, seed: int, bar: Bar
+    model: Any,
+    train: Encoded,
+    validation: Encoded,
+    tokenizer: Any,
+    spec: TrainSpec,
+    *,
+    seed: int,
+    bar: Bar,
+    teacher: Any = None,
+    distillation: Distillation | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
 
@@ -110,7 +133,10 @@ def fit(
         tokenizer: pads the batches.
         spec: epochs, learning rate and so on.
         seed: decides the order of the batches and the dropout.
-        bar: advanced by one for each step.
+        bar: advanced by one for each step, and by one for each sentence a teacher answers beforehand.
+        teacher: the dense tuned model, if this one is to learn from it too.
+        distillation: how.
+        callbacks: more of them, called before the evaluation at the end of an epoch.
 
     Returns:
         The callback, with the validation metrics of each epoch.
@@ -118,6 +144,8 @@ def fit(
     set_seed(seed)
     collate = DataCollatorWithPadding(tokenizer)
     keeper = KeepBest(validation, collate, bar, spec.patience)
+    cached = distillation is not None and not distillation.hidden
+    rows = _taught(teacher, train, collate, bar) if cached else train
     with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -136,14 +164,30 @@ def fit(
             seed=seed,
             label_names=["labels"],
             dataloader_pin_memory=torch.cuda.is_available(),
+            # a teacher's answers are in the rows, and no argument of the model
+            remove_unused_columns=not isinstance(rows, Taught),
         )
-        trainer = Trainer(model=model, args=arguments, train_dataset=train, data_collator=collate, callbacks=[keeper])
+        common = {"model": model, "args": arguments, "callbacks": [*callbacks, keeper]}
+        trainer = _trainer(common, rows, collate, teacher, distillation)
         # prints a line of its own for each log
         trainer.remove_callback(_printer())
         trainer.train()
     _restore(model, keeper.state)
     model.eval()
     return keeper
+
+
+def _trainer(
+    common: dict[str, Any], rows: Any, collate: Any, teacher: Any, distillation: Distillation | None
+) -> Trainer:
+    """A plain Trainer, or one with a teacher, or with the answers of one if these are enough."""
+    if distillation is None:
+        return Trainer(train_dataset=rows, data_collator=collate, **common)
+    if isinstance(rows, Taught):
+        teacher, collate = None, collate_taught(collate)
+    return DistillationTrainer(
+        train_dataset=rows, data_collator=collate, teacher=teacher, distillation=distillation, **common
+    )
 
 
 def _printer() -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dsee.tasks.spec import DataSpec
+from dsee.training.distillation import Distillation
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -53,6 +54,35 @@ class TrainSpec(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     patience: Positive | None = None
+
+
+class DistillSpec(Section):
+    """See :class:`dsee.Distillation`."""
+
+    temperature: Annotated[float, Field(gt=0)] = Distillation.temperature
+    alpha: Annotated[float, Field(ge=0, le=1)] = Distillation.alpha
+    hidden: Annotated[float, Field(ge=0)] = Distillation.hidden
+
+    @model_validator(mode="after")
+    def _something(self) -> DistillSpec:
+        if not self.alpha and not self.hidden:
+            raise ValueError("alpha: 0 and hidden: 0 leave nothing to the teacher; say distill: false instead")
+        return self
+
+
+class RecoverSpec(TrainSpec):
+    """Tuning after pruning.
+
+    Attributes:
+        distill: the dense tuned model teaches the pruned one; ``true`` for the defaults.
+    """
+
+    distill: DistillSpec | None = None
+
+    @field_validator("distill", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
 class HeadsSpec(Section):
@@ -139,10 +169,16 @@ class Recipe(Section):
     update: UpdateSpec = UpdateSpec()
     tune: TrainSpec = TrainSpec()
     prune: PruneSpec | None = None
-    recover: TrainSpec = TrainSpec(epochs=2)
+    recover: RecoverSpec = RecoverSpec(epochs=2)
     export: ExportSpec = ExportSpec()
     measure: MeasureSpec = MeasureSpec()
     output: str = "dsee-run"
     seed: Annotated[int, Field(ge=0)] = 0
     max_length: Positive = 128
     base_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _someone_to_teach(self) -> Recipe:
+        if self.recover.distill and not self.prune:
+            raise ValueError("recover.distill: nothing is pruned, so there is no model to teach; add a prune section")
+        return self

@@ -117,7 +117,7 @@ def run(
             recipe.recover.model_dump(),
             [recovered],
             lambda: chain.recover_total(setting),
-            lambda bar: chain.recover(setting, bar, pruned, recovered),
+            lambda bar: chain.recover(setting, bar, pruned, recovered, tuned),
         )
         variants, last = variants | {"pruned": pruned, "recovered": model}, recovered
     runner.stage("merge", None, [model], test, lambda bar: chain.merge(setting, bar, last, model))

@@ -10,6 +10,7 @@ from peft import PeftConfig
 
 from dsee.errors import InputError
 from dsee.support._registry import check_rule
+from dsee.update.fused import check_parts
 
 
 class DseePeftType(enum.StrEnum):
@@ -36,7 +37,13 @@ class DseeConfig(PeftConfig):
         dropout: dropout on the update's input.
         rank_pattern: module name (or regular expression) -> r for that module.
         alpha_pattern: module name -> alpha.
-        n_sparse_pattern: module name -> N; pruning writes the actual sizes here.
+        n_sparse_pattern: module name -> N; pruning writes the actual sizes here. For a fused layer a list gives the N
+            of each of its parts.
+        fused_parts: name (or regular expression) of a layer that holds query, key and value in one matrix, in this
+            order and of one width -> the parts that take an update, each one of its own: rank r and N entries. None
+            for the family's default (GPT-2's ``c_attn``: query and value); an empty dict for one update over all.
+        bake_masks: make the masks of ``torch.nn.utils.prune`` and parametrizations permanent before the update goes on;
+            without it a base that has them is refused.
         exclude_modules: names or a regular expression of modules to leave alone.
         modules_to_save: modules trained in full and saved with the update, such as a task head.
         layers_to_transform: layer indices to adapt; None for all.
@@ -58,7 +65,9 @@ class DseeConfig(PeftConfig):
     dropout: float = field(default=0.0)
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
-    n_sparse_pattern: dict[str, int] = field(default_factory=dict)
+    n_sparse_pattern: dict[str, int | list[int]] = field(default_factory=dict)
+    fused_parts: dict[str, list[str]] | None = field(default=None)
+    bake_masks: bool = field(default=False)
     exclude_modules: list[str] | set[str] | str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
     layers_to_transform: list[int] | int | None = field(default=None)
@@ -84,11 +93,8 @@ class DseeConfig(PeftConfig):
             # not (alpha <= 0): NaN has to fail too
             if not alpha > 0:
                 raise InputError(f"{name}={alpha} has to be positive: the update is scaled by alpha / r.")
-        if (
-            self.r == 0
-            and self.n_sparse == 0
-            and not any([*self.rank_pattern.values(), *self.n_sparse_pattern.values()])
-        ):
+        sizes = [value for name, value in self._with_pattern("n_sparse", "n_sparse_pattern")]
+        if self.r == 0 and not any([*sizes, *self.rank_pattern.values()]):
             raise InputError("r=0 and n_sparse=0 leave nothing to train. Set r for the low-rank part, n_sparse for S2.")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"dropout={self.dropout} is out of range: it lies in [0, 1).")
@@ -98,12 +104,18 @@ class DseeConfig(PeftConfig):
             raise InputError("layers_to_transform needs target_modules as a list of names, not a regular expression.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise InputError("layers_pattern says where layers_to_transform counts; set layers_to_transform too.")
+        for name, parts in (self.fused_parts or {}).items():
+            check_parts(f"fused_parts[{name!r}]", parts)
         check_rule(self.support)
 
     def _with_pattern(self, name: str, pattern: str) -> list[tuple[str, Any]]:
         """A field and its exceptions, each under the name to complain about."""
-        exceptions = [(f"{pattern}[{key!r}]", value) for key, value in getattr(self, pattern).items()]
-        return [(name, getattr(self, name)), *exceptions]
+        found = [(name, getattr(self, name))]
+        for key, value in getattr(self, pattern).items():
+            # one N for each part of a fused layer
+            values = value if isinstance(value, list) else [value]
+            found += [(f"{pattern}[{key!r}]", single) for single in values]
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; sets become sorted lists, so that the same configuration gives the same file."""

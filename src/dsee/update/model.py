@@ -19,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from dsee import architectures
 from dsee.errors import ArtifactError, InputError, listed, nearest
 from dsee.update.config import DseeConfig
-from dsee.update.layer import DseeLayer, DseeLinear, refuse_recomputed, update_layers
+from dsee.update.bases import refuse_recomputed
+from dsee.update.layer import DseeLayer, DseeLinear, update_layers
 from dsee.update.sparse_delta import SparseDelta
 
 
@@ -73,7 +74,7 @@ class DseeModel(BaseTuner):
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         refuse_recomputed(base, current_key)
-        layer = DseeLinear(target, adapter_name, peft_config, current_key)
+        layer = DseeLinear(target, adapter_name, peft_config, current_key, self.model)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from dsee.errors import ArtifactError, DseeError, InputError
-from dsee.update.sparse_product import add_sparse_product
+from dsee.update.folded import folded_product
+from dsee.update.sparse_product import add_sparse_product, rows_and_columns
 
 INT32_LIMIT = 2**31
 
@@ -63,8 +64,7 @@ class SparseDelta(nn.Module):
 
     def rows_and_columns(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return output and input index of each entry, int64, shape (N,) each."""
-        flat = self.indices.to(torch.int64)
-        return flat // self.in_features, flat % self.in_features
+        return rows_and_columns(self.indices, self.in_features)
 
     def check(self) -> None:
         """Verify that the positions fit the matrix.
@@ -91,21 +91,38 @@ class SparseDelta(nn.Module):
             raise ArtifactError("The stored support does not ascend or repeats itself: the update's file is damaged.")
         self._checked = True
 
-    def add_to(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Add ``x S2^T`` to ``y`` in place.
+    def _check_once(self) -> None:
+        # not while tracing: reading index values would break a graph
+        if not self._checked and not torch.compiler.is_compiling():
+            self.check()
+
+    def forward(self, y: torch.Tensor, x: torch.Tensor, scaling: float = 1.0) -> torch.Tensor:
+        """Add ``s x S2^T`` to ``y`` in place.
 
         Args:
             y: (..., out), fresh.
             x: (..., in).
+            scaling: s.
 
         Returns:
             y.
         """
-        # once, and not while tracing: reading index values would break a graph
-        if not self._checked and not torch.compiler.is_compiling():
-            self.check()
-        rows, columns = self.rows_and_columns()
-        return add_sparse_product(y, x, self.weight, rows, columns)
+        self._check_once()
+        return add_sparse_product(y, x, self.weight if scaling == 1.0 else self.weight * scaling, self.indices)
+
+    def folded(self, base: nn.Module, x: torch.Tensor, scaling: float = 1.0) -> torch.Tensor:
+        """Return ``base(x) + s x S2^T``, S2 added to a passing copy of the base's weight.
+
+        Args:
+            base: a layer for which :func:`dsee.update.folded.can_fold` holds.
+            x: (..., in).
+            scaling: s.
+
+        Returns:
+            (..., out).
+        """
+        self._check_once()
+        return folded_product(base, x, self.weight if scaling == 1.0 else self.weight * scaling, self.indices)
 
     def dense(self) -> torch.Tensor:
         """Return S2 as an (out, in) matrix, for merging and for oracles."""
