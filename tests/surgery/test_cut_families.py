@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_oracle import TOLERANCE, UNEVEN, strong, zeroed
+from peft import PeftModel
 
 from cut_families import DECODERS, ENCODERS, HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 from dsee.architectures import structure
@@ -21,6 +22,11 @@ def updated(name, seed=0):
     return strong(build(name, seed), target_modules=LINEARS, task_type=task_type(name), n_sparse=30)
 
 
+def updated_in_one(name, seed=0):
+    """One update over query, key and value together, where these share a matrix."""
+    return strong(build(name, seed), target_modules=LINEARS, task_type=task_type(name), n_sparse=30, fused_parts={})
+
+
 def equal(model, masked, name, dtype=torch.float32, given=None):
     expected = answer(masked, name, given)
     assert expected.dtype == dtype
@@ -32,7 +38,7 @@ CASES = [
     for name in NAMES
     for attention in ATTENTION[name]
     for make, dtype in ((build, torch.float32), (build, torch.float64), (updated, torch.float64))
-]
+] + [("gpt2", updated_in_one, "sdpa", torch.float64)]
 
 
 @pytest.mark.parametrize(
@@ -112,3 +118,19 @@ def test_what_stays_learns_as_beside_the_zeroed_parts(name):
     assert len(pairs) > 3
     for own, other in pairs:
         torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize("parts", [None, ["key"], ["query", "key", "value"]], ids=str)
+def test_an_update_on_parts_of_a_fused_projection_is_cut_and_loads(parts, tmp_path):
+    fused = None if parts is None else {"c_attn": parts}
+    base = {"target_modules": ["c_attn"], "task_type": "CAUSAL_LM", "n_sparse": 20, "fused_parts": fused}
+    model = strong(build("gpt2"), **base).double()
+    masked = zeroed(model, UNEVEN)
+    cut(model, UNEVEN)
+    equal(model, masked, "gpt2", torch.float64)
+    model.save_pretrained(tmp_path)
+    other = build("gpt2").double()
+    cut(other, UNEVEN)
+    loaded = PeftModel.from_pretrained(other, tmp_path).double().eval()
+    # stored in the update's own precision
+    torch.testing.assert_close(answer(loaded, "gpt2"), answer(model, "gpt2"), rtol=0.0, atol=1e-6)

@@ -130,5 +130,4 @@ def _note_sizes(model: nn.Module) -> None:
     configs = getattr(model, "peft_config", {})
     for name, layer in update_layers(plain_model(model)):
         for adapter in layer.dsee_scaling:
-            n_sparse = layer.dsee_S[adapter].n_sparse if adapter in layer.dsee_S else 0
-            configs[adapter].n_sparse_pattern[name] = n_sparse
+            configs[adapter].n_sparse_pattern[name] = layer.n_sparse_of(adapter)
