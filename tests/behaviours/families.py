@@ -105,7 +105,7 @@ class Family:
 
 
 #: transformers has no scaled-dot-product attention for these.
-NO_SDPA = ("deberta-v2", "t5")
+NO_SDPA = ("deberta-v2",)
 
 
 def _bert_like(config: Any, **more: Any) -> Callable[[], Any]:
