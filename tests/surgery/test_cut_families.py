@@ -88,17 +88,19 @@ def test_generation_with_a_cache_equals_the_masked_models(name):
     model = build(name)
     masked = zeroed(model, PLANS[name])
     cut(model, PLANS[name])
-    assert generated(model, name).equal(generated(masked, name))
+    expected = generated(masked, name)
+    assert generated(model, name).equal(expected)
+    assert generated(model, name, cache_implementation="static").equal(expected)
     assert not generated(model, name).equal(generated(build(name), name))
 
 
-def generated(model, name):
+def generated(model, name, **more):
     given = {key: value for key, value in inputs(name, 3, 8).items() if key in ("input_ids", "attention_mask")}
     if name not in T5S:
         # what a decoder writes follows on the last token: padding comes first
         given = {key: value.flip(1) for key, value in given.items()}
     sizes = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "use_cache": True}
-    return model.generate(**given, **sizes)
+    return model.generate(**given, **sizes, **more)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,3 +136,20 @@ def test_an_update_on_parts_of_a_fused_projection_is_cut_and_loads(parts, tmp_pa
     loaded = PeftModel.from_pretrained(other, tmp_path).double().eval()
     # stored in the update's own precision
     torch.testing.assert_close(answer(loaded, "gpt2"), answer(model, "gpt2"), rtol=0.0, atol=1e-6)
+
+
+def test_every_attribute_that_counts_is_rewritten():
+    gpt2, llama, deberta = (build(name) for name in ("gpt2", "llama", "deberta-v2"))
+    for model in (gpt2, llama, deberta):
+        cut(model, UNEVEN)
+    blocks = gpt2.transformer.h
+    assert [(block.attn.num_heads, block.attn.split_size) for block in blocks] == [(2, 16), (4, 32), (1, 8)]
+    assert [(block.attn.c_attn.nf, block.attn.c_proj.nx) for block in blocks] == [(48, 16), (96, 32), (24, 8)]
+    assert [(block.mlp.c_fc.nf, block.mlp.c_proj.nx) for block in blocks] == [(36, 36), (1, 1), (40, 40)]
+    assert [layer.mlp.intermediate_size for layer in llama.model.layers] == [36, 1, 40]
+    assert [layer.self_attn.q_proj.out_features for layer in llama.model.layers] == [32, 64, 16]
+    assert [layer.self_attn.k_proj.out_features for layer in llama.model.layers] == [16, 32, 8]
+    assert {layer.self_attn.num_key_value_groups for layer in llama.model.layers} == {2}
+    own = [layer.attention.self for layer in deberta.deberta.encoder.layer]
+    assert [(each.num_attention_heads, each.all_head_size) for each in own] == [(2, 16), (4, 32), (1, 8)]
+    assert [each.pos_key_proj.out_features for each in own] == [16, 32, 8]
