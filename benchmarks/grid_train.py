@@ -76,7 +76,14 @@ def _rate(cell: Cell, steps: int) -> Callable[[int], float]:
     return lambda step: min((step + 1) / (rise + 1), (steps - step) / max(steps - rise, 1))
 
 
-def train(model: nn.Module, cell: Cell, feed: Feed, say: Callable[[str], None]) -> list[dict[str, float]]:
+def plain_loss(found: torch.Tensor, batch: dict[str, torch.Tensor], _: list[int]) -> torch.Tensor:
+    """Cross-entropy of logits (batch, classes); the third argument is the sentences' places in the training part."""
+    return cross_entropy(found, batch["labels"])
+
+
+def train(
+    model: nn.Module, cell: Cell, feed: Feed, say: Callable[[str], None], loss: Callable[..., Any] = plain_loss
+) -> list[dict[str, float]]:
     """Train a cell's model, leave it at the epoch that is best on the validation part, and return that part's log."""
     data, metric = parts(cell.task, cell.train_size), TASKS[cell.task].metric
     torch.manual_seed(cell.seed)
@@ -91,7 +98,7 @@ def train(model: nn.Module, cell: Cell, feed: Feed, say: Callable[[str], None]) 
         model.train()
         for rows in batches(data["train"], cell.batch, order):
             batch = feed.batch(data["train"], rows)
-            cross_entropy(logits(model, batch, feed.start), batch["labels"]).backward()
+            loss(logits(model, batch, feed.start), batch, rows).backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()

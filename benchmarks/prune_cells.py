@@ -1,0 +1,75 @@
+"""The cells of the pruning grid, in the order in which they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+
+@dataclass(frozen=True)
+class PruneCell:
+    """Prune a tuned model and recover it: everything that decides the outcome.
+
+    Attributes:
+        task: name of the task.
+        start: which tuned model, a key of grid_prune.STARTS.
+        cut: "" or what is cut: "25/40" (% of heads / % of neurons, in each layer) or "flops 0.5" (a budget over all).
+        mask: "", "weights", "blocks" or "2:4".
+        ratio: share of zeros of the mask.
+        score: what ranks.
+        steps: cut in so many steps, scored afresh each time.
+        distill: whether the unpruned model teaches.
+        epochs: of recovering.
+        lr: learning rate of recovering.
+        seed: of the tuned model and of everything after.
+    """
+
+    task: str = "sst2"
+    start: str = "all"
+    cut: str = ""
+    mask: str = ""
+    ratio: float = 0.5
+    score: str = "fisher"
+    steps: int = 1
+    distill: bool = False
+    epochs: int = 1
+    lr: float = 1e-3
+    seed: int = 0
+
+
+CUT_SCORES = ("taylor", "fisher", "weight", "weight+update", "update", "random")
+
+
+def _cuts(task: str, seed: int) -> list[PruneCell]:
+    # the update score needs an update on what it ranks; with one on all linears it has
+    return [
+        PruneCell(task, cut=cut, score=score, seed=seed) for cut, score in product(("25/40", "flops 0.5"), CUT_SCORES)
+    ]
+
+
+def _masks(task: str, seed: int) -> list[PruneCell]:
+    patterns = (("weights", 0.5), ("blocks", 0.5), ("2:4", 0.5), ("weights", 0.7), ("blocks", 0.7))
+    return [
+        PruneCell(task, mask=mask, ratio=ratio, seed=seed, distill=distill)
+        for distill, (mask, ratio) in product((False, True), patterns)
+    ]
+
+
+def _distilled(cells: list[PruneCell]) -> list[PruneCell]:
+    return [replace(cell, distill=True) for cell in cells]
+
+
+def _first(task: str) -> list[PruneCell]:
+    """The cells that say most, one seed."""
+    best = [PruneCell(task, cut=cut, score="fisher") for cut in ("flops 0.75", "25/40", "flops 0.5")]
+    masks = [PruneCell(task, mask="blocks", ratio=ratio) for ratio in (0.5, 0.7)]
+    return [*best, *masks, *_distilled([best[-1], masks[-1]])]
+
+
+LISTS: dict[str, list[PruneCell]] = {
+    "first": _first("sst2"),
+    **{
+        f"{task}-{kind}-{seed}": make(task, seed)
+        for seed, task, (kind, make) in product(range(3), ("sst2", "mrpc"), (("cuts", _cuts), ("masks", _masks)))
+    },
+}
