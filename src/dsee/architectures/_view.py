@@ -56,7 +56,9 @@ def _oriented(linear: Any) -> torch.Tensor:
 def _outputs(linear: Any) -> int:
     """Output width of a linear with or without an update; a quantised weight's own shape may be another."""
     base = linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear
-    return int(base.weight.shape[1] if type(base).__name__ == "Conv1D" else base.out_features)
+    if type(base).__name__ == "Conv1D":
+        return int(base.weight.shape[1])
+    return int(getattr(base, "out_features", base.weight.shape[0]))
 
 
 @dataclass(frozen=True)
