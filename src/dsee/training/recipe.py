@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from dsee.tasks.spec import DataSpec
 from dsee.training.distillation import Distillation
+from dsee.training.schedule_spec import ScheduleSpec
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -102,12 +103,69 @@ class NeuronsSpec(Section):
     multiple_of: Positive | None = None
 
 
+class WeightsSpec(Section):
+    """See :class:`dsee.Weights`; the score is one that looks at data, since a recipe has some."""
+
+    ratio: Rate
+    score: str = "fisher"
+    scope: Scope = "global"
+    groups: Literal["paper", "one"] | None = None
+    floor: Annotated[float, Field(ge=0, lt=1)] | None = None
+    targets: list[str] | None = None
+
+
+class BlocksSpec(WeightsSpec):
+    """See :class:`dsee.Blocks`."""
+
+    shape: tuple[Positive, Positive] = (4, 1)
+
+
+class NofMSpec(Section):
+    """See :class:`dsee.NofM`."""
+
+    n: Positive
+    m: Positive
+    score: str = "fisher"
+    targets: list[str] | None = None
+
+
 class PruneSpec(Section):
-    """What is removed, and how many training sentences the scores that look at data may see."""
+    """What is removed, when, and how many training sentences the scores that look at data may see.
+
+    Attributes:
+        schedule: reach the rule for weights gradually while recovering; None does it at once, before. Heads and neurons
+            always go at once.
+    """
 
     heads: HeadsSpec | None = None
     neurons: NeuronsSpec | None = None
+    weights: WeightsSpec | None = None
+    blocks: BlocksSpec | None = None
+    nofm: NofMSpec | None = None
+    schedule: ScheduleSpec | None = None
     calibration: Positive = 512
+
+    @field_validator("weights", "blocks", mode="before")
+    @classmethod
+    def _bare_ratio(cls, value: Any) -> Any:
+        """``weights: 0.5`` is short for ``weights: {ratio: 0.5}``."""
+        return {"ratio": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    @field_validator("nofm", mode="before")
+    @classmethod
+    def _bare_pair(cls, value: Any) -> Any:
+        """``nofm: [2, 4]`` is short for ``nofm: {n: 2, m: 4}``."""
+        if isinstance(value, (int, float)):
+            # to YAML 1.1, 2:4 without quotes is a number to the base of 60
+            raise ValueError('give a pair, such as [2, 4] or "2:4" in quotes')
+        parts = value.split(":") if isinstance(value, str) else value
+        return {"n": parts[0], "m": parts[1]} if isinstance(parts, list) and len(parts) == 2 else value
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _bare_law(cls, value: Any) -> Any:
+        """``schedule: cubic`` is short for ``schedule: {law: cubic}``."""
+        return {"law": value} if isinstance(value, str) else value
 
     @field_validator("heads", "neurons", mode="before")
     @classmethod
@@ -117,8 +175,17 @@ class PruneSpec(Section):
 
     @model_validator(mode="after")
     def _something(self) -> PruneSpec:
-        if self.heads is None and self.neurons is None:
-            raise ValueError("give heads, neurons or both; leave the whole section out to skip pruning")
+        patterns = [name for name in ("weights", "blocks", "nofm") if getattr(self, name) is not None]
+        if self.heads is None and self.neurons is None and not patterns:
+            raise ValueError(
+                "give heads, neurons or both, or one of weights, blocks, nofm; leave the section out to skip pruning"
+            )
+        if len(patterns) > 1:
+            raise ValueError(f"{' and '.join(patterns)} are patterns for the same weights; choose one")
+        if self.schedule and not patterns:
+            raise ValueError("schedule: there is nothing to reach gradually; give weights, blocks or nofm")
+        if patterns and getattr(self, patterns[0]).score == "movement" and not self.schedule:
+            raise ValueError("score: movement is learned while recovering; add a schedule, such as schedule: cubic")
         return self
 
 
