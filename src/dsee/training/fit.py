@@ -17,9 +17,11 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 from dsee.architectures import layers
 from dsee.errors import InputError
 from dsee.modes import evaluating
+from dsee.pruning import Gradual
 from dsee.tasks.encode import Encoded, predict
 from dsee.tasks.metrics import classification_metrics
 from dsee.training.distillation import Distillation
+from dsee.training.gradual import GradualCallback
 from dsee.training.prefix_cache import prefix_cache
 from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
@@ -92,8 +94,11 @@ def set_attention_dropout(model: nn.Module, p: float) -> None:
 class KeepBest(TrainerCallback):
     """Evaluates after each epoch and remembers the trained numbers of the best one; they are few."""
 
-    def __init__(self, data: Encoded, collate: Any, bar: Bar, patience: int | None) -> None:
+    def __init__(
+        self, data: Encoded, collate: Any, bar: Bar, patience: int | None, schedule: Gradual | None = None
+    ) -> None:
         self.data, self.collate, self.bar, self.patience = data, collate, bar, patience
+        self.schedule = schedule
         self.best: dict[str, float] = {}
         self.state: dict[str, torch.Tensor] = {}
         self.log: list[dict[str, float]] = []
@@ -108,6 +113,9 @@ class KeepBest(TrainerCallback):
         metrics = evaluate(model, self.data, self.collate)
         self.log.append(metrics)
         self.bar.note(f"validation accuracy {metrics['accuracy']:.1f}")
+        if self.schedule is not None and not self.schedule.done:
+            # better, perhaps, but not the model that was asked for
+            return
         if not self.best or metrics["accuracy"] > self.best["accuracy"]:
             self.best, self.since_best = metrics, 0
             self.state = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -149,6 +157,7 @@ def fit(
     cache_prefix: bool = False,
     teacher: Any = None,
     distillation: Distillation | None = None,
+    schedule: Gradual | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
@@ -166,6 +175,7 @@ def fit(
             :mod:`dsee.training.prefix_cache`.
         teacher: the dense tuned model, if this one is to learn from it too.
         distillation: how.
+        schedule: masks that grow on the way; only epochs at whose end its rule holds can be the best one.
         callbacks: more of them, called before the evaluation at the end of an epoch.
 
     Returns:
@@ -174,7 +184,7 @@ def fit(
     Raises:
         InputError: ``cache_prefix`` where the lower layers are not the same in every epoch.
     """
-    if cache_prefix and (callbacks or (distillation is not None and distillation.hidden)):
+    if cache_prefix and (callbacks or schedule or (distillation is not None and distillation.hidden)):
         raise InputError(
             "cache_prefix: callbacks (pruning while tuning) and distillation of hidden states need the lower layers in "
             "every step. Set cache_prefix: false."
@@ -182,9 +192,10 @@ def fit(
     parts, collate = [train, validation], DataCollatorWithPadding(tokenizer)
     taught = _taught(teacher, train, collate, bar) if distillation is not None and not distillation.hidden else None
     with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
-        keeper = KeepBest(parts[1], collate, bar, spec.patience)
+        keeper = KeepBest(parts[1], collate, bar, spec.patience, schedule)
+        growing = [] if schedule is None else [GradualCallback(schedule)]
         rows = Taught(parts[0], taught.answers) if taught else parts[0]
-        common = {"model": model, "callbacks": [*callbacks, keeper]}
+        common = {"model": model, "callbacks": [*callbacks, *growing, keeper]}
         with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
             # a teacher's answers and the number of stored states are in the rows, and no arguments of the model
             plain = taught is None and not cache_prefix
