@@ -48,4 +48,17 @@ EXPLORE = [
     *_variants(QUICK, {"method": "lora"}, {"lr": 4e-3}, {"lr": 5e-4}),
 ]
 
-LISTS: dict[str, Listed] = {"explore": EXPLORE}
+QV, ALL = Cell("sst2"), Cell("sst2", targets="all", r=2, lr=2e-3)
+FULL, LORA = Cell("sst2", method="full", lr=5e-5), Cell("sst2", method="lora")
+QV_NAME, ALL_NAME = "qv-r8-n64", "all-r2-n64"
+
+
+def _with(task: str, seed: int) -> Listed:
+    """Both updates on one task and seed, kept for the pruning experiments."""
+    return [(replace(QV, task=task, seed=seed), QV_NAME), (replace(ALL, task=task, seed=seed), ALL_NAME)]
+
+
+TUNED = [(ALL, ALL_NAME), *_with("mrpc", 0)]
+FINAL = [(FULL, ""), (LORA, "")]
+
+LISTS: dict[str, Listed] = {"tuned": TUNED, "explore": EXPLORE, "final": FINAL}
