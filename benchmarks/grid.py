@@ -21,10 +21,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
+# this checkout's dsee, whatever is installed: hours of runs have to come from one and the same code
+sys.path.insert(0, str(ROOT / "src"))
+
+import dsee
 from grid_cells import LISTS
 from grid_model import Cell
 
-ROOT = Path(__file__).parents[1]
 #: What a page's tables stand between.
 MARKS = ("<!-- tables -->", "<!-- end of tables -->")
 DATA = ROOT / "docs" / "results" / "data" / "update.jsonl"
@@ -75,7 +79,6 @@ def say(text: str) -> None:
 
 def save(model: Any, folder: Path) -> None:
     """Keep a tuned model as an artifact, for experiments that start from it."""
-    import dsee
     from grid_data import tokenizer
 
     dsee.save(model, folder, tokenizer=tokenizer())
@@ -91,9 +94,12 @@ def work(cells: list[tuple[Cell, str]], path: Path, saved: Path | None) -> None:
             continue
         say(f"{name} ...")
         row, model = run(cell, lambda text: say(f"    {text}"))
-        if saved and keep:
-            save(model, saved / cell.task / keep / f"seed{cell.seed}")
-        append(path, row)
+        try:
+            if saved and keep:
+                save(model, saved / cell.task / keep / f"seed{cell.seed}")
+        finally:
+            # what training cost is not lost to a full disk
+            append(path, row)
         say(f"    validation {row['validation']} test {row['test']} in {row['cpu_seconds']} s of CPU")
 
 
@@ -130,6 +136,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    # found now rather than after the first run
+    assert dsee.save
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     cells = [pair for each in options.lists or LISTS for pair in LISTS[each]]

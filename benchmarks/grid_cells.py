@@ -60,5 +60,36 @@ def _with(task: str, seed: int) -> Listed:
 
 TUNED = [(ALL, ALL_NAME), *_with("mrpc", 0)]
 FINAL = [(FULL, ""), (LORA, "")]
+SEEDS = [pair for seed in (1, 2) for task in ("sst2", "mrpc") for pair in _with(task, seed)]
 
-LISTS: dict[str, Listed] = {"tuned": TUNED, "explore": EXPLORE, "final": FINAL}
+#: The baselines at their learning rates, one seed; the best ones go into BASELINES with more seeds.
+RATES = [
+    *_variants(FULL, {"lr": 3e-5}, {"lr": 1e-4}),
+    *_variants(LORA, {"lr": 5e-4}, {"lr": 2e-3}),
+    *_variants(QV, {"lr": 2e-3}),
+    *_variants(ALL, {"lr": 1e-3}, {"lr": 4e-3}),
+]
+#: What the update's parts are worth at full length.
+PARTS = _variants(ALL, {"targets": "all+pooler"}, {"n_sparse": 0}, {"n_sparse": 1024}, {"bias": "dsee_only"})
+
+#: What the options that save time cost.
+SPEED = _variants(ALL, {"layers": "upper", "r": 4}, {"dropout": 0.1}, {"dropout": 0.1, "attention_dropout": 0.1})
+
+SMALL = [
+    *_variants(replace(FULL, task="mrpc"), {}, {"lr": 1e-4}),
+    *_variants(replace(LORA, task="mrpc"), {}, {"lr": 2e-3}),
+    *[(replace(cell, task="cola"), "") for cell in (ALL, QV, FULL, LORA, replace(FULL, lr=1e-4))],
+]
+BASELINES = [(replace(cell, seed=seed), "") for seed in (1, 2) for cell in (FULL, LORA)]
+
+LISTS: dict[str, Listed] = {
+    "tuned": TUNED,
+    "explore": EXPLORE,
+    "final": FINAL,
+    "speed": SPEED,
+    "small": SMALL,
+    "parts": PARTS,
+    "rates": RATES,
+    "seeds": SEEDS,
+    "baselines": BASELINES,
+}
