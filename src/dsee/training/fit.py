@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +13,11 @@ from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from dsee.modes import evaluating
+from dsee.pruning import Gradual
 from dsee.tasks.encode import Encoded, predict
 from dsee.tasks.metrics import classification_metrics
 from dsee.training.distillation import Distillation
+from dsee.training.gradual import GradualCallback
 from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
 from dsee.training.teacher import DistillationTrainer, Taught, collate_taught
@@ -67,8 +68,11 @@ def set_dropout(model: nn.Module, p: float) -> None:
 class KeepBest(TrainerCallback):
     """Evaluates after each epoch and remembers the trained numbers of the best one; they are few."""
 
-    def __init__(self, data: Encoded, collate: Any, bar: Bar, patience: int | None) -> None:
+    def __init__(
+        self, data: Encoded, collate: Any, bar: Bar, patience: int | None, schedule: Gradual | None = None
+    ) -> None:
         self.data, self.collate, self.bar, self.patience = data, collate, bar, patience
+        self.schedule = schedule
         self.best: dict[str, float] = {}
         self.state: dict[str, torch.Tensor] = {}
         self.log: list[dict[str, float]] = []
@@ -83,6 +87,9 @@ class KeepBest(TrainerCallback):
         metrics = evaluate(model, self.data, self.collate)
         self.log.append(metrics)
         self.bar.note(f"validation accuracy {metrics['accuracy']:.1f}")
+        if self.schedule is not None and not self.schedule.done:
+            # better, perhaps, but not the model that was asked for
+            return
         if not self.best or metrics["accuracy"] > self.best["accuracy"]:
             self.best, self.since_best = metrics, 0
             self.state = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -122,7 +129,7 @@ def fit(
     bar: Bar,
     teacher: Any = None,
     distillation: Distillation | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
+    schedule: Gradual | None = None,
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
 
@@ -136,14 +143,15 @@ def fit(
         bar: advanced by one for each step, and by one for each sentence a teacher answers beforehand.
         teacher: the dense tuned model, if this one is to learn from it too.
         distillation: how.
-        callbacks: more of them, called before the evaluation at the end of an epoch.
+        schedule: masks that grow on the way; only epochs at whose end its rule holds can be the best one.
 
     Returns:
         The callback, with the validation metrics of each epoch.
     """
     set_seed(seed)
     collate = DataCollatorWithPadding(tokenizer)
-    keeper = KeepBest(validation, collate, bar, spec.patience)
+    keeper = KeepBest(validation, collate, bar, spec.patience, schedule)
+    callbacks: list[TrainerCallback] = [keeper] if schedule is None else [GradualCallback(schedule), keeper]
     cached = distillation is not None and not distillation.hidden
     rows = _taught(teacher, train, collate, bar) if cached else train
     with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
@@ -167,7 +175,7 @@ def fit(
             # a teacher's answers are in the rows, and no argument of the model
             remove_unused_columns=not isinstance(rows, Taught),
         )
-        common = {"model": model, "args": arguments, "callbacks": [*callbacks, keeper]}
+        common = {"model": model, "args": arguments, "callbacks": callbacks}
         trainer = _trainer(common, rows, collate, teacher, distillation)
         # prints a line of its own for each log
         trainer.remove_callback(_printer())

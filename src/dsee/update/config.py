@@ -11,6 +11,7 @@ from peft import PeftConfig
 from dsee.errors import InputError
 from dsee.support import EXPLICIT, check_rule
 from dsee.update.fused import check_parts
+from dsee.update.targets import check_expression
 
 
 class DseePeftType(enum.StrEnum):
@@ -112,6 +113,8 @@ class DseeConfig(PeftConfig):
             raise InputError("layers_to_transform needs target_modules as a list of names, not a regular expression.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise InputError("layers_pattern says where layers_to_transform counts; set layers_to_transform too.")
+        if isinstance(self.target_modules, str):
+            check_expression(self.target_modules)
         for name, parts in (self.fused_parts or {}).items():
             check_parts(f"fused_parts[{name!r}]", parts)
         check_rule(self.support)

@@ -10,7 +10,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from dsee.errors import ArtifactError, InputError
+from dsee.errors import ArtifactError, InputError, OrderError
 from dsee.update.bases import check_writable, is_quantised, linear_shape, quantisation_of, read_weight
 from dsee.update.config import DseeConfig
 from dsee.update.folded import can_fold, has_hooks, worth_folding
@@ -18,8 +18,30 @@ from dsee.update.fused import PARTS, FusedUp, parts_of
 from dsee.update.positions import new_sparse
 from dsee.update.sparse_delta import SparseDelta
 
+#: Name of the parameter on a linear that multiplies its input; see ``dsee.pruning.gates``.
+GATE = "input_gate"
+
 #: Spread of V at the start, as in the authors' code; U starts at zero, so that dW does.
 V_STD = 0.02
+
+
+def refuse_gated(module: Any, key: str, step: str) -> None:
+    """A gate is applied in front of the outermost module, so wrapping or unwrapping that one would lose it.
+
+    Args:
+        module: a linear, bare or with updates.
+        key: its path in the model, for the message.
+        step: what is about to be done.
+
+    Raises:
+        OrderError: its input is gated.
+    """
+    base = module.get_base_layer() if isinstance(module, DseeLayer) else module
+    if GATE in base._parameters:
+        raise OrderError(
+            f"{key}: {step} would lose the gates on its input. Call dsee.fold_gates(model) first; to tune with gates, "
+            "put the update on the model before dsee.add_gates(model)."
+        )
 
 
 class DseeLayer(BaseTunerLayer):
@@ -252,9 +274,9 @@ class DseeLinear(nn.Module, DseeLayer):
 
     def _folds(self, x: torch.Tensor, name: str) -> bool:
         """Whether this call adds S2 to a copy of W instead of multiplying by it apart."""
-        sparse = self.dsee_S[name] if name in self.dsee_S else None
-        if type(sparse) is not SparseDelta or torch.compiler.is_compiling():
+        if name not in self.dsee_S or type(self.dsee_S[name]) is not SparseDelta or torch.compiler.is_compiling():
             return False
+        sparse = self.dsee_S[name]
         out_features, in_features = linear_shape(self.get_base_layer())
         return (
             worth_folding(sparse.n_sparse, x.numel() // in_features, out_features * in_features)
