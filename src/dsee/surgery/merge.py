@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from dsee.errors import ArtifactError, InputError, OrderError, nearest
 from dsee.pruning.masks import get_mask, oriented, set_mask
 from dsee.steps import record
+from dsee.surgery.gates import fold_present
 from dsee.update.bases import check_writable, is_quantised
 from dsee.update.layer import any_merged, update_layers
 
@@ -27,7 +28,8 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
 
     Removed heads and neurons commute with merging, so there the merge is exact. A base with zeros is another matter:
     dW is dense, and adding it would wipe them out. What counts as a zero is the mask of :func:`dsee.prune` where there
-    is one, else, in a base that came with at least 1 % zeros, the zeros themselves.
+    is one, else, in a base that came with at least 1 % zeros, the zeros themselves. Gates, if there are any,
+    are folded into the weights.
 
     Args:
         model: a PeftModel with a DSEE update. Its base is changed in place and returned, as by ``merge_and_unload``.
@@ -55,6 +57,7 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
         raise OrderError(
             f"merge: {len(masks)} matrices hold zeros that merging would destroy (first: {next(iter(masks))})."
         )
+    fold_present(model)
     dropped = _dropped_share(model, masks) if masks else 0.0
     before = _zeros(model)
     tuner: Any = model

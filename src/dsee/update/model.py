@@ -17,12 +17,13 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from dsee import architectures
-from dsee.errors import ArtifactError, InputError, listed, nearest
+from dsee.errors import ArtifactError, InputError, OrderError, listed, nearest
 from dsee.update.bake import bake_masks
 from dsee.update.bases import refuse_recomputed
 from dsee.update.config import DseeConfig
 from dsee.update.fused import resolve
-from dsee.update.layer import DseeLayer, DseeLinear, update_layers
+from dsee.update.layer import GATE, DseeLayer, DseeLinear, refuse_gated, update_layers
+from dsee.update.positions import check_names
 from dsee.update.sparse_delta import SparseDelta
 from dsee.update.targets import check_targets, default_targets_missing, spare_full_modules
 
@@ -80,16 +81,34 @@ class DseeModel(BaseTuner):
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         refuse_recomputed(base, current_key)
+        refuse_gated(target, current_key, "an update around it")
         layer = DseeLinear(target, adapter_name, peft_config, current_key, self.model)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """Gates are trained whichever adapter comes or goes."""
+        gates = [m._parameters[GATE] for m in model.modules() if isinstance(m._parameters.get(GATE), nn.Parameter)]
+        states = [(gate, gate.requires_grad) for gate in gates if gate is not None]
+        super()._mark_only_adapters_as_trainable(model)
+        for gate, trained in states:
+            gate.requires_grad_(trained)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to throw gates away with the layers they sit on."""
+        for name, layer in update_layers(self.model):
+            refuse_gated(layer, name, "unloading the update")
+        return super()._unload_and_optionally_merge(*args, **kwargs)
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Warn, as PEFT does for its own patterns, of an ``n_sparse_pattern`` that fits no matrix."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         names = [name for name, layer in update_layers(model) if adapter_name in layer.dsee_scaling]
-        pattern = self.peft_config[adapter_name].n_sparse_pattern
+        config = self.peft_config[adapter_name]
+        if not config.support_stored:
+            check_names(config.positions, names)
+        pattern = config.n_sparse_pattern
         unmatched = sorted(key for key in pattern if not any(re.match(rf"(.*\.)?({key})$", name) for name in names))
         if unmatched:
             warnings.warn(
@@ -97,6 +116,17 @@ class DseeModel(BaseTuner):
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: DseeConfig, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Refuse to save an update whose support was never chosen or loaded: the file would be of no use."""
+        for name, layer in update_layers(model):
+            if adapter_name in layer.dsee_S and not layer.dsee_S[adapter_name].placed:
+                raise OrderError(f"{name}: {layer.dsee_S[adapter_name].missing}")
+        found: dict[str, torch.Tensor] = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        return found
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
