@@ -26,26 +26,34 @@ if TYPE_CHECKING:
     from dsee.measure.latency import latency
     from dsee.measure.parameters import parameters
     from dsee.measure.summary import summary
+    from dsee.pruning.budget import Budget
+    from dsee.pruning.gates import add_gates, gate_penalty
     from dsee.pruning.mask_rules import Blocks, NofM, Weights
     from dsee.pruning.movement import Movement
     from dsee.pruning.rules import Heads, Neurons
     from dsee.pruning.schedule import Gradual
     from dsee.runtime.onnx_export import export_onnx
     from dsee.steps import history
+    from dsee.surgery.gates import fold_gates
     from dsee.surgery.merge import merge
     from dsee.surgery.prune import prune
     from dsee.training.distillation import Distillation, distillation_loss
+    from dsee.training.gates import GateCallback
     from dsee.training.gradual import GradualCallback
     from dsee.training.teacher import DistillationTrainer
+    from dsee.update.bake import bake_masks
+    from dsee.update.choose import choose_support
     from dsee.update.config import DseeConfig
     from dsee.update.model import DseeModel
 
 _HOME = {
     "Blocks": "dsee.pruning",
+    "Budget": "dsee.pruning",
     "Distillation": "dsee.training.distillation",
     "DistillationTrainer": "dsee.training.teacher",
     "DseeConfig": "dsee.update",
     "DseeModel": "dsee.update",
+    "GateCallback": "dsee.training.gates",
     "Gradual": "dsee.pruning",
     "GradualCallback": "dsee.training.gradual",
     "Heads": "dsee.pruning",
@@ -53,9 +61,14 @@ _HOME = {
     "Neurons": "dsee.pruning",
     "NofM": "dsee.pruning",
     "Weights": "dsee.pruning",
+    "add_gates": "dsee.pruning.gates",
+    "choose_support": "dsee.update.choose",
     "distillation_loss": "dsee.training.distillation",
+    "bake_masks": "dsee.update.bake",
     "export_onnx": "dsee.runtime.onnx_export",
     "flops": "dsee.measure",
+    "fold_gates": "dsee.surgery",
+    "gate_penalty": "dsee.pruning.gates",
     "history": "dsee.steps",
     "latency": "dsee.measure",
     "load": "dsee.artifact.load",
@@ -71,12 +84,14 @@ __all__ = [
     "ArchitectureError",
     "ArtifactError",
     "Blocks",
+    "Budget",
     "Distillation",
     "DistillationTrainer",
     "DseeConfig",
     "DseeError",
     "DseeModel",
     "ExportError",
+    "GateCallback",
     "Gradual",
     "GradualCallback",
     "Heads",
@@ -88,9 +103,14 @@ __all__ = [
     "OrderError",
     "Weights",
     "__version__",
+    "add_gates",
+    "bake_masks",
+    "choose_support",
     "distillation_loss",
     "export_onnx",
     "flops",
+    "fold_gates",
+    "gate_penalty",
     "history",
     "latency",
     "load",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsee.artifact.auto import auto_class
 from dsee.steps import Step
 
 _HEAD = """---
@@ -60,6 +61,9 @@ def _rule(facts: dict[str, Any]) -> str:
     if "ratio" in facts:
         shape = "".join(f" {down}x{across}" for down, across in [facts["shape"]]) if "shape" in facts else ""
         return f"{facts['rule']}{shape} {facts['ratio']} by {facts['score']}, {facts['scope']}"
+    if facts["rule"] == "budget":
+        kind = next(kind for kind in ("flops", "latency", "parameters") if kind in facts)
+        return f"at most {facts[kind]} of the {kind} by {facts['score']}"
     if "explicit" in facts:
         return f"{facts['rule']} as named"
     return f"{facts['rule']} {facts['amount']} by {facts['score']} per {facts['scope']}"
@@ -80,7 +84,7 @@ def card(
     way = "adapted" if adapted else "cut" if structure else "stock"
     parameters = sum(p.numel() for p in model.parameters())
     summary = f"A {type(model).__name__} of {parameters / 1e6:.1f} M parameters, made with dsee."
-    auto = "AutoModel" + ("For" + type(model).__name__.split("For", 1)[1] if "For" in type(model).__name__ else "")
+    auto = auto_class(model)
     text = _HEAD.format(
         title=f"{type(model).__name__} ({model_type})",
         summary=summary,

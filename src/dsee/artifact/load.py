@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from dsee.artifact.atomic import heal
 from dsee.artifact.auto import model_class
 from dsee.artifact.manifest import Manifest, owned_entries, read_manifest, verify
 from dsee.artifact.masks import MASKS, restore_masks
-from dsee.artifact.save import ADAPTER
+from dsee.artifact.save import ADAPTER, GATES
 from dsee.errors import ArtifactError, DseeError, InputError
+from dsee.pruning.gates import gate_parameters, set_gates
 from dsee.steps import restore
 
 
@@ -46,6 +48,10 @@ def load(folder: str | Path, *, trainable: bool = False, **kwargs: Any) -> Any:
             restore_masks(model, folder / MASKS)
         if manifest.kind == "adapted":
             model = _load_adapters(model, folder / ADAPTER, manifest, trainable)
+        if GATES in manifest.files:
+            set_gates(model, load_file(folder / GATES))
+            for gate in gate_parameters(model):
+                gate.requires_grad_(trainable)
     except DseeError:
         raise
     except Exception as error:

@@ -13,6 +13,7 @@ from dsee.architectures._view import submodule
 from dsee.errors import InputError, OrderError
 from dsee.pruning.plan import LayerPlan
 from dsee.surgery.fold import fold_heads, fold_neurons
+from dsee.surgery.gates import fold_present
 from dsee.surgery.linear import check_cuttable, select
 from dsee.update.layer import any_merged, update_layers
 
@@ -21,8 +22,8 @@ def cut(model: nn.Module, plan: list[LayerPlan], *, fold: bool = True) -> None:
     """Remove what the plan names, in place: W, its mask, biases, U, V and S2, for every adapter.
 
     The logits afterwards equal those of the uncut model with the same heads and neurons zeroed; what a masked part
-    adds whatever the input is stays, in the output's bias (:mod:`dsee.surgery.fold`). Parameters are replaced, so an
-    optimizer made before has to be made afresh.
+    adds whatever the input is stays, in the output's bias (:mod:`dsee.surgery.fold`). Gates, if there are any, are
+    folded into the weights. Parameters are replaced, so an optimizer made before has to be made afresh.
 
     Args:
         model: a transformers model with a map, with or without updates.
@@ -43,6 +44,7 @@ def cut(model: nn.Module, plan: list[LayerPlan], *, fold: bool = True) -> None:
     for view, layer_plan in zip(views, plan, strict=True):
         _check(view, "heads", layer_plan.heads)
         _check(view, "neurons", layer_plan.neurons)
+    fold_present(model)
     for view, layer_plan in zip(views, plan, strict=True):
         if fold:
             fold_heads(view, layer_plan.heads)
@@ -111,7 +113,7 @@ def note_head_count(view: LayerView) -> None:
     """
     attention: Any = view.part("attention")
     for name in view.architecture.heads_attributes:
-        setattr(attention, name, view.heads * view.queries_per_head)
+        setattr(attention, name, view.query_heads)
     for name in view.architecture.width_attributes:
         setattr(attention, name, view.heads * view.width("query"))
 
@@ -130,5 +132,4 @@ def _note_sizes(model: nn.Module) -> None:
     configs = getattr(model, "peft_config", {})
     for name, layer in update_layers(plain_model(model)):
         for adapter in layer.dsee_scaling:
-            n_sparse = layer.dsee_S[adapter].n_sparse if adapter in layer.dsee_S else 0
-            configs[adapter].n_sparse_pattern[name] = n_sparse
+            configs[adapter].n_sparse_pattern[name] = layer.n_sparse_of(adapter)

@@ -12,8 +12,10 @@ from dsee.errors import InputError
 from dsee.measure import flops, parameters
 from dsee.pruning import (
     Blocks,
+    Budget,
     Gradual,
     Heads,
+    LayerPlan,
     MaskRule,
     Neurons,
     NofM,
@@ -23,19 +25,25 @@ from dsee.pruning import (
     masked_linears,
     plan_for,
 )
+from dsee.pruning.budget import choose
+from dsee.pruning.gates import has_gates
 from dsee.pruning.mask_order import shapes_after
 from dsee.pruning.mask_plan import check_mask_rule
 from dsee.pruning.schedule import Calibration
 from dsee.steps import record
+from dsee.support import needs_gradient
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
 from dsee.training.distillation import Distillation
 from dsee.training.fit import evaluate, fit, set_dropout, steps_of
+from dsee.training.gates import GateCallback
 from dsee.training.progress import Bar
 from dsee.training.recipe import RecoverSpec, TrainSpec
 from dsee.training.setting import Setting
 
 CALIBRATION_BATCH = 32
+#: How many sentences of the training part choose a support by gradients.
+SUPPORT_SENTENCES = 512
 
 
 def _fit_and_test(
@@ -65,6 +73,7 @@ def _fit_and_test(
         teacher=teacher,
         distillation=distillation,
         schedule=schedule,
+        callbacks=[GateCallback(setting.recipe.gates.strength)] if setting.recipe.gates and has_gates(model) else [],
     )
     facts: dict[str, Any] = {
         "epochs": len(keeper.log),
@@ -119,24 +128,32 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
     set_seed(recipe.seed)
     config = dsee.DseeConfig(task_type="SEQ_CLS", seed=recipe.seed, **recipe.update.model_dump())
     model = get_peft_model(setting.new_model(), config)
+    if needs_gradient(config.support):
+        rows = batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, SUPPORT_SENTENCES)
+        dsee.choose_support(model, calibration=[batch for _, batch in rows])
+    if recipe.gates:
+        dsee.add_gates(model, heads=recipe.gates.heads, neurons=recipe.gates.neurons)
     results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
     bar.note("saving")
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results
 
 
-def rules_of(setting: Setting) -> list[Rule]:
+def rules_of(setting: Setting) -> list[Rule | Budget]:
     """Return the recipe's rules for heads and neurons.
 
     Raises:
         InputError: a rule that does not exist.
     """
     spec, seed = setting.recipe.prune, setting.recipe.seed
-    rules: list[Rule] = []
+    rules: list[Rule | Budget] = []
     if spec and spec.heads:
         rules.append(Heads(**spec.heads.model_dump(), seed=seed))
     if spec and spec.neurons:
         rules.append(Neurons(**spec.neurons.model_dump(), seed=seed))
+    if spec and spec.budget:
+        shape = setting.recipe.measure
+        rules.append(Budget(**spec.budget.model_dump(), batch=shape.batch, sequence=shape.sequence, seed=seed))
     return rules
 
 
@@ -157,7 +174,7 @@ def mask_rules_of(setting: Setting) -> list[MaskRule]:
     return rules
 
 
-def at_once(setting: Setting) -> list[Rule | MaskRule]:
+def at_once(setting: Setting) -> list[Rule | Budget | MaskRule]:
     """Return the rules that the pruning stage carries out: all but one for weights that has a schedule."""
     spec = setting.recipe.prune
     return [*rules_of(setting), *([] if spec and spec.schedule else mask_rules_of(setting))]
@@ -179,6 +196,16 @@ def schedule_of(setting: Setting, calibration: Calibration = None) -> Gradual | 
     return Gradual(mask_rules_of(setting)[0], **spec.schedule.model_dump(), calibration=calibration)
 
 
+def _planned(empty: Any, rule: Rule | Budget) -> list[LayerPlan]:
+    """What a rule would remove if it ranked by noise: any score will do to see whether it can be met."""
+    if isinstance(rule, Rule):
+        return plan_for(empty, replace(rule, score="random"))
+    if rule.kind == "latency":
+        # to be measured on the tuned model
+        return [LayerPlan() for _ in layers(empty)]
+    return choose(empty, replace(rule, score="random", steps=1)).plans
+
+
 def preflight(setting: Setting) -> None:
     """Find what would fail after hours of tuning before it starts: no map, no such score, more heads than there are.
 
@@ -188,7 +215,7 @@ def preflight(setting: Setting) -> None:
     empty = setting.empty_model()
     layers(empty)
     # any score will do to see whether the amount can be met
-    plans = [plan_for(empty, replace(rule, score="random")) for rule in rules_of(setting)]
+    plans = [_planned(empty, rule) for rule in rules_of(setting)]
     shapes = shapes_after(empty, plans)
     for mask_rule in mask_rules_of(setting):
         check_mask_rule(empty, mask_rule, shapes)

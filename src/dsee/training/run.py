@@ -64,6 +64,12 @@ class _Runner:
         self.results[name] = found
 
 
+def _tuning(recipe: Recipe) -> list[Any]:
+    """What of the recipe the tuned model depends on."""
+    gates = [recipe.gates.model_dump()] if recipe.gates else []
+    return [recipe.model, recipe.update.model_dump(), recipe.tune.model_dump(), recipe.base_dropout, *gates]
+
+
 def run(
     recipe: Recipe,
     *,
@@ -98,9 +104,8 @@ def run(
     def test() -> int:
         return len(setting.parts["test"])
 
-    update = [recipe.model, recipe.update.model_dump(), recipe.tune.model_dump(), recipe.base_dropout]
     runner.stage(
-        "tune", update, [tuned], lambda: chain.tune_total(setting), lambda bar: chain.tune(setting, bar, tuned)
+        "tune", _tuning(recipe), [tuned], lambda: chain.tune_total(setting), lambda bar: chain.tune(setting, bar, tuned)
     )
     variants, last = {"dense": tuned}, tuned
     if recipe.prune:

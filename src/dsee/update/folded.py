@@ -79,7 +79,11 @@ def _fold(weight: torch.Tensor, values: torch.Tensor, indices: torch.Tensor, tra
 
 
 def _product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, values: torch.Tensor, indices: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    values: torch.Tensor,
+    indices: torch.Tensor,
     transposed: bool,
 ) -> torch.Tensor:
     folded = _fold(weight, values, indices, transposed)
