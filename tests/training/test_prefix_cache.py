@@ -9,6 +9,7 @@ from transformers import DataCollatorWithPadding, GPT2Config, GPT2ForSequenceCla
 
 from chain import prepare
 from conftest import FAMILIES, LABELS, POSITIONS, VOCABULARY, adapted, tiny_bert, tiny_tokenizer
+from cut_families import build
 from dsee.architectures import base_model, layers
 from dsee.errors import ArchitectureError, InputError
 from dsee.training import load_recipe
@@ -18,7 +19,6 @@ from dsee.training.fit import evaluate, fit, set_attention_dropout, set_dropout
 from dsee.training.prefix_cache import frozen_prefix, prefix_cache
 from dsee.training.recipe import TrainSpec
 from dsee.training.setting import Setting
-from families import build
 
 COUNT = 24
 
