@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 from artifact_tools import bytes_of, rehash
-from families import answer, build
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import dsee
 from conftest import adapted, logits, tiny_bert
+from cut_families import answer, build
 from dsee.artifact.masks import MASKS
 from dsee.pruning import get_mask, masked_linears, set_mask
 from dsee.pruning.masks import oriented

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 
 import torch
-from families import build
 from torch import nn
 
 from conftest import adapted, batch, tiny_bert
+from cut_families import build
 from dsee.pruning.targets import mask_targets
 
 #: 36 x 36 and 42 x 36: no multiples of 5, 8 or 16.

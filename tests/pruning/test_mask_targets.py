@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from families import NAMES, build, task_type
 from mask_models import shared
 from torch import nn
 
 import dsee
 from conftest import FAMILIES, adapted, tiny_bert
+from cut_families import NAMES, build, task_type
 from dsee.architectures import layers
 from dsee.pruning import apply_masks, masks_for
 from dsee.pruning.masks import bare, masked_linears

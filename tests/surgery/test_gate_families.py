@@ -4,10 +4,10 @@ from copy import deepcopy
 
 import pytest
 import torch
-from families import HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 from mask_oracle import TOLERANCE, strong, zeroed
 
 import dsee
+from cut_families import HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 from dsee.architectures import layers, structure
 from dsee.pruning.costs import counted
 from dsee.pruning.gates import gate_parameters, has_gates

@@ -5,12 +5,12 @@ import warnings
 
 import pytest
 import torch
-from families import answer, build, task_type
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dsee
 from conftest import adapted, logits, tiny_bert
+from cut_families import answer, build, task_type
 from dsee.pruning import get_mask, hold, masked_linears, set_mask
 from dsee.pruning.blocks import block_sums
 from dsee.pruning.masks import oriented

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-from families import HEADED, answer, build, task_type
 
 import dsee
 from conftest import adapted, batch, logits, tiny_bert
+from cut_families import HEADED, answer, build, task_type
 from dsee.architectures import layers
 from dsee.pruning import get_mask, masked_linears, masks_for, set_mask
 from dsee.pruning.blocks import block_sums

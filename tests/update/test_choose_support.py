@@ -281,3 +281,48 @@ def test_nothing_is_chosen_again_at_load(tmp_path, monkeypatch):
         assert {short(n): flat for n, flat in positions(other).items()} == {
             short(n): flat for n, flat in positions(model).items()
         }
+
+
+def fused_gpt2(**config):
+    """Query and value of the fused projection, 32 outputs each of 96."""
+    return adapted_gpt2(fused_parts={"c_attn": ["query", "value"]}, init_weights=True, **config)
+
+
+def owners(flat):
+    return [position // 32 // 32 for position in flat]
+
+
+@pytest.mark.parametrize("rule", ["residual", "random"])
+def test_each_part_of_a_fused_layer_gets_its_own_support(rule):
+    model, expected = fused_gpt2(n_sparse=4), fused_gpt2(n_sparse=4, support=rule, seed=2)
+    dsee.choose_support(model, rule, seed=2)
+    assert positions(model) == positions(expected)
+    assert all(owners(flat) == [0] * 4 + [2] * 4 for flat in positions(model).values())
+
+
+def test_gradients_of_a_fused_layer_are_split_among_its_parts():
+    model = fused_gpt2(n_sparse=4, support="gradient")
+    dsee.choose_support(model, calibration=[{**one, "labels": one["input_ids"]} for one in (batch(),)])
+    assert all(owners(flat) == [0] * 4 + [2] * 4 for flat in positions(model).values())
+
+
+def test_positions_of_a_fused_layer_stay_in_its_parts_and_load(tmp_path):
+    model = fused_gpt2(n_sparse=4)
+    with pytest.raises(dsee.InputError, match=r"c_attn: some lie outside the parts .*query, value"):
+        dsee.choose_support(model, positions={"c_attn": [(0, 1), (40, 2)]})
+    dsee.choose_support(model, positions={"c_attn": [(0, 1), (64, 2), (95, 31)]})
+    for _, layer in update_layers(model):
+        layer.dsee_S["default"].weight.data.normal_()
+    model.save_pretrained(tmp_path)
+    other = tiny_gpt2()
+    other.load_adapter(str(tmp_path))
+    assert torch.equal(logits(other.eval()), logits(model))
+
+
+def test_positions_of_a_fused_layer_in_the_configuration():
+    model = fused_gpt2(support="explicit", positions={"h.0.attn.c_attn": [(0, 1), (64, 2), (95, 31)]})
+    assert model.peft_config["default"].n_sparse_pattern == {
+        "transformer.h.0.attn.c_attn": [1, 2],
+        "transformer.h.1.attn.c_attn": [0, 0],
+    }
+    assert torch.equal(logits(model), logits(tiny_gpt2()))

@@ -108,6 +108,13 @@ def _tested(setting: Setting, model: Any, bar: Bar) -> dict[str, Any]:
     }
 
 
+def _zeros(model: Any) -> dict[str, Any]:
+    """Share of zeros in the masked matrices, if there are any."""
+    masks = [mask for linear in masked_linears(model).values() if (mask := get_mask(linear)) is not None]
+    weights = sum(mask.numel() for mask in masks)
+    return {"zeros": 1 - sum(int(mask.sum()) for mask in masks) / weights} if weights else {}
+
+
 def _config(seed: int, update: UpdateSpec) -> DseeConfig:
     return DseeConfig(task_type="SEQ_CLS", seed=seed, **update.model_dump())
 
@@ -118,13 +125,6 @@ def _set_dropouts(setting: Setting, model: Any) -> None:
         set_dropout(model, recipe.base_dropout)
     if recipe.attention_dropout is not None:
         set_attention_dropout(model, recipe.attention_dropout)
-
-
-def _zeros(model: Any) -> dict[str, Any]:
-    """Share of zeros in the masked matrices, if there are any."""
-    masks = [mask for linear in masked_linears(model).values() if (mask := get_mask(linear)) is not None]
-    weights = sum(mask.numel() for mask in masks)
-    return {"zeros": 1 - sum(int(mask.sum()) for mask in masks) / weights} if weights else {}
 
 
 def tune_total(setting: Setting) -> int:

@@ -176,7 +176,7 @@ def fit(
         teacher: the dense tuned model, if this one is to learn from it too.
         distillation: how.
         schedule: masks that grow on the way; only epochs at whose end its rule holds can be the best one.
-        callbacks: more of them, called before the evaluation at the end of an epoch.
+        callbacks: more of Trainer's, called before the evaluation at the end of an epoch.
 
     Returns:
         The callback, with the validation metrics of each epoch.
@@ -184,18 +184,18 @@ def fit(
     Raises:
         InputError: ``cache_prefix`` where the lower layers are not the same in every epoch.
     """
-    if cache_prefix and (callbacks or schedule or (distillation is not None and distillation.hidden)):
+    if cache_prefix and (schedule is not None or (distillation is not None and distillation.hidden)):
         raise InputError(
-            "cache_prefix: callbacks (pruning while tuning) and distillation of hidden states need the lower layers in "
-            "every step. Set cache_prefix: false."
+            "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
+            "Set cache_prefix: false."
         )
     parts, collate = [train, validation], DataCollatorWithPadding(tokenizer)
     taught = _taught(teacher, train, collate, bar) if distillation is not None and not distillation.hidden else None
+    growing = [] if schedule is None else [GradualCallback(schedule)]
     with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
         keeper = KeepBest(parts[1], collate, bar, spec.patience, schedule)
-        growing = [] if schedule is None else [GradualCallback(schedule)]
         rows = Taught(parts[0], taught.answers) if taught else parts[0]
-        common = {"model": model, "callbacks": [*callbacks, *growing, keeper]}
+        common = {"model": model, "callbacks": [*growing, *callbacks, keeper]}
         with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
             # a teacher's answers and the number of stored states are in the rows, and no arguments of the model
             plain = taught is None and not cache_prefix
