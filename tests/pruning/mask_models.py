@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from conftest import adapted, batch, tiny_bert
-from families import build
+from cut_families import build
 from dsee.pruning.targets import mask_targets
 
 #: 36 x 36 and 42 x 36: no multiples of 5, 8 or 16.

@@ -7,11 +7,12 @@ from torch import nn
 
 import dsee
 from conftest import FAMILIES, adapted, tiny_bert
-from families import NAMES, build, task_type
+from cut_families import NAMES, build, task_type
 from dsee.architectures import layers
 from dsee.pruning import apply_masks, masks_for
 from dsee.pruning.masks import bare, masked_linears
 from dsee.pruning.targets import mask_targets
+from dsee.pruning.weight_scores import WeightScoreInput, check_weight_score
 
 #: Linears of one layer; of T5's two encoder layers and its decoder layer.
 COUNT = dict.fromkeys(FAMILIES, 6) | {"deberta-v3": 6, "deberta-v2": 8, "gpt2": 4}
@@ -51,13 +52,32 @@ def test_query_and_value_are_known_inside_a_fused_matrix():
     assert set(rest) == {()}
 
 
-def test_the_papers_groups_hold_inside_a_fused_matrix():
-    model = adapted(build("gpt2"), task_type="CAUSAL_LM", target_modules=["c_attn"])
+PARTS = {"c_attn": ["query", "value"]}
+
+
+@pytest.mark.parametrize("parts", [PARTS, {}])
+def test_the_papers_groups_hold_inside_a_fused_matrix(parts):
+    """Query and value are half empty together; so is the key with the rest, or alone where it has an update too."""
+    model = adapted(build("gpt2"), task_type="CAUSAL_LM", target_modules=["c_attn"], fused_parts=parts)
     masks = masks_for(model, dsee.Weights(0.5))
     fused = [mask for name, mask in masks.items() if name.endswith("c_attn")]
-    for rows in (((0, 32), (64, 96)), ((32, 64),)):
-        kept = torch.cat([mask[start:stop] for mask in fused for start, stop in rows])
-        assert int(kept.sum()) == kept.numel() // 2
+    rest = [mask for name, mask in masks.items() if not name.endswith("c_attn")]
+    keys = [mask[32:64] for mask in fused]
+    groups = [[mask[rows] for mask in fused for rows in (slice(0, 32), slice(64, 96))]]
+    groups += [keys + rest] if parts else [keys, rest]
+    for group in groups:
+        assert sum(int(mask.sum()) for mask in group) == sum(mask.numel() for mask in group) // 2
+
+
+def test_the_part_of_a_fused_matrix_without_an_update_is_scored_by_its_weight():
+    model = adapted(build("gpt2"), task_type="CAUSAL_LM", target_modules=["c_attn"], fused_parts=PARTS)
+    fused = [target for target in mask_targets(model) if target.has_update]
+    scores = check_weight_score("update")(WeightScoreInput(model, fused, 0, None))
+    for target in fused:
+        assert target.updated_rows == ((0, 32), (64, 96))
+        assert not target.delta[32:64].any()
+        assert torch.equal(scores[target.name][32:64], target.weight[32:64].abs())
+        assert torch.equal(scores[target.name][:32], target.delta[:32].abs())
 
 
 def test_both_attentions_of_a_decoder_have_queries_and_values():
@@ -128,7 +148,9 @@ def test_a_quantised_weight_is_refused_by_name():
     model = tiny_bert()
     linear = model.bert.encoder.layer[1].output.dense
     linear.weight = nn.Parameter(torch.ones(linear.weight.shape, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(dsee.ArchitectureError, match=r"layer\.1\.output\.dense: a Linear with torch.int8 weights"):
+    with pytest.raises(
+        dsee.ArchitectureError, match=r"layer\.1\.output\.dense: a Linear with a quantised weight .torch.int8."
+    ):
         masks_for(model, dsee.Weights(0.5, score="weight"))
 
 

@@ -61,6 +61,9 @@ def _rule(facts: dict[str, Any]) -> str:
     if "ratio" in facts:
         shape = "".join(f" {down}x{across}" for down, across in [facts["shape"]]) if "shape" in facts else ""
         return f"{facts['rule']}{shape} {facts['ratio']} by {facts['score']}, {facts['scope']}"
+    if facts["rule"] == "budget":
+        kind = next(kind for kind in ("flops", "latency", "parameters") if kind in facts)
+        return f"at most {facts[kind]} of the {kind} by {facts['score']}"
     if "explicit" in facts:
         return f"{facts['rule']} as named"
     return f"{facts['rule']} {facts['amount']} by {facts['score']} per {facts['scope']}"

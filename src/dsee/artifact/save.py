@@ -18,9 +18,13 @@ from dsee.artifact.card import card
 from dsee.artifact.manifest import Kind, Manifest, owned_entries, refuse_other_kind, verify, write_manifest
 from dsee.artifact.masks import MASKS, mask_bits
 from dsee.errors import InputError
+from dsee.pruning.gates import gate_values, gated_linears
 from dsee.steps import history
+from dsee.update.layer import GATE
 
 ADAPTER = "adapter"
+#: Gates that are being tuned lie beside the base and the adapters, since they belong to no adapter.
+GATES = "gates.safetensors"
 
 
 def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[str, Any] | None = None) -> Path:
@@ -65,6 +69,8 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
         if adapted:
             model.save_pretrained(writing / ADAPTER)
             _tidy_adapters(writing / ADAPTER)
+        if gates := gate_values(model):
+            save_file(gates, writing / GATES)
         if tokenizer is not None:
             tokenizer.save_pretrained(writing)
         steps = history(model)
@@ -124,10 +130,15 @@ def _base_state(base: nn.Module) -> dict[str, torch.Tensor]:
         if isinstance(module, BaseTunerLayer)
         for part in module.adapter_layer_names
     )
+    gated = tuple(f"{name}." for name, _ in gated_linears(base))
     state = {}
     for name, value in base.state_dict().items():
         parts = name.split(".")
-        if name.startswith(updates) or "modules_to_save" in parts:
+        if (
+            name.startswith(updates)
+            or (name.startswith(gated) and name.endswith(f".{GATE}"))
+            or "modules_to_save" in parts
+        ):
             continue
         state[".".join(part for part in parts if part not in ("base_layer", "original_module"))] = value
     return state

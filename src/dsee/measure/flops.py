@@ -86,6 +86,27 @@ def flops(model: nn.Module, batch: int = 1, sequence: int = 128) -> Flops:
     return Flops(projections, attention, feed_forward, update, rest, total - zeros)
 
 
+def layer_flops(view: LayerView, batch: int, sequence: int) -> dict[str, int]:
+    """Count the operations of one layer, updates left out, by what they grow with.
+
+    Args:
+        view: the layer.
+        batch: sentences.
+        sequence: tokens per sentence.
+
+    Returns:
+        "heads" and "neurons", each in proportion to their number, and "fixed", the attention over an encoder's states.
+    """
+    tokens, crossing = batch * sequence, view.crossing()
+    attending = sum(_linear(linear, count) for linear, count in _attending(view, tokens))
+    fixed = sum(_linear(linear, tokens) for linear in crossing) + _crossing_products(view, batch, sequence)
+    return {
+        "heads": attending + _products(view, batch, sequence) - fixed,
+        "neurons": sum(_linear(linear, tokens) for linear in view.linears("neurons").values()),
+        "fixed": fixed,
+    }
+
+
 def _attending(view: LayerView, tokens: int) -> list[tuple[Any, int]]:
     """The projections around attention and the rows each of them is applied to."""
     own, further = view.linears("heads"), view.further()
@@ -110,8 +131,12 @@ def _products(view: LayerView, batch: int, sequence: int) -> int:
     if _span(view):
         kinds = {"c2p", "p2c"} & set(view.part("attention").pos_att_type)
         total += 2 * len(kinds) * batch * width * sequence * 2 * _span(view)
+    return total + _crossing_products(view, batch, sequence)
+
+
+def _crossing_products(view: LayerView, batch: int, sequence: int) -> int:
     crossing = view.crossing()
-    return total + (2 * 2 * batch * linear_shape(_base(crossing[0]))[0] * sequence**2 if crossing else 0)
+    return 2 * 2 * batch * linear_shape(_base(crossing[0]))[0] * sequence**2 if crossing else 0
 
 
 def _base(linear: Any) -> Any:

@@ -1,5 +1,7 @@
 """What to remove: rules, the scores they rank by, and the choice per layer or over all layers."""
 
+from dsee.pruning.budget import Budget
+from dsee.pruning.gates import add_gates, gate_penalty
 from dsee.pruning.mask_plan import apply_masks, masks_for
 from dsee.pruning.mask_rules import Blocks, MaskRule, NofM, Weights
 from dsee.pruning.masks import get_mask, hold, masked_linears, set_mask
@@ -12,6 +14,7 @@ from dsee.pruning.weight_scores import WeightScoreInput, register_weight_score, 
 
 __all__ = [
     "Blocks",
+    "Budget",
     "Gradual",
     "Heads",
     "LayerPlan",
@@ -22,7 +25,9 @@ __all__ = [
     "Rule",
     "WeightScoreInput",
     "Weights",
+    "add_gates",
     "apply_masks",
+    "gate_penalty",
     "get_mask",
     "hold",
     "masked_linears",

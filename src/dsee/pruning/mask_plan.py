@@ -176,8 +176,8 @@ def _by_ratio(rule: RatioRule, targets: list[Target], scores: dict[str, torch.Te
 
 def _cut_up(rule: RatioRule, target: Target) -> Iterator[tuple[int, int, tuple[bool, bool]]]:
     """Row ranges of a matrix with their group: whether the paper adapts them, and whether they carry an update."""
-    rows, adapted = target.shape[0], target.adapted_rows
-    edges = sorted({0, rows, *(edge for span in adapted for edge in span)})
+    rows, adapted, updated = target.shape[0], target.adapted_rows, target.updated_rows
+    edges = sorted({0, rows, *(edge for span in (*adapted, *updated) for edge in span)})
     if not rule.by_group:
         yield 0, rows, (False, False)
     elif any(edge % rule.grain[0] for edge in edges[1:-1]):
@@ -185,8 +185,8 @@ def _cut_up(rule: RatioRule, target: Target) -> Iterator[tuple[int, int, tuple[b
         yield 0, rows, (bool(adapted), target.has_update)
     else:
         for start, stop in pairwise(edges):
-            inside = any(low <= start and stop <= high for low, high in adapted)
-            yield start, stop, (inside, target.has_update)
+            inside = [any(low <= start and stop <= high for low, high in spans) for spans in (adapted, updated)]
+            yield start, stop, (inside[0], inside[1])
 
 
 def _units(rule: RatioRule, target: Target, score: torch.Tensor, kept: torch.Tensor | None) -> Units:

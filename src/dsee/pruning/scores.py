@@ -25,6 +25,7 @@ class ScoreInput:
         unit: "heads" or "neurons".
         seed: for scores that draw.
         calibration: labelled batches, for scores that look at data.
+        shared: kept from one unit to the other, if both are scored in the same state, so that data is seen once.
     """
 
     model: nn.Module
@@ -32,6 +33,7 @@ class ScoreInput:
     unit: Literal["heads", "neurons"]
     seed: int
     calibration: Iterable[Batch] | None
+    shared: dict[str, list[torch.Tensor]] | None = None
 
 
 #: A score returns, for each layer, one number per head or neuron, shape (heads,) or (neurons,); large means keep.
@@ -170,16 +172,43 @@ def taylor_score(given: ScoreInput) -> list[torch.Tensor]:
     Raises:
         InputError: no calibration batches, or batches without labels.
     """
+    return [sums.abs().mean(0) for sums in _gate_gradients(given, "taylor")]
+
+
+def _gate_gradients(given: ScoreInput, name: str) -> list[torch.Tensor]:
+    """Sum of activation x gradient for each example and head or neuron, (examples, units)."""
     if given.calibration is None:
         raise InputError(
-            "score='taylor' looks at data: pass calibration=, an iterable of batches with labels (a DataLoader of a "
+            f"score={name!r} looks at data: pass calibration=, an iterable of batches with labels (a DataLoader of a "
             "few hundred training examples will do), or use score='weight'."
         )
-    part = "output" if given.unit == "heads" else "ffn_out"
-    per_feature = first_order(given.model, [view.part(part) for view in given.layers], given.calibration)
-    if given.unit == "neurons":
-        return [contributions.abs().mean(0) for contributions in per_feature]
-    return [
-        contributions.view(contributions.shape[0], -1, view.width("output")).sum(2).abs().mean(0)
-        for contributions, view in zip(per_feature, given.layers, strict=True)
-    ]
+    if given.shared and given.unit in given.shared:
+        return given.shared[given.unit]
+    units = {"heads": "output", "neurons": "ffn_out"}
+    asked = [given.unit] if given.shared is None else list(units)
+    linears = [view.part(units[unit]) for unit in asked for view in given.layers]
+    per_feature = iter(first_order(given.model, linears, given.calibration))
+    found = {
+        unit: [
+            # in this order, so that zip takes no more than it needs
+            x.view(x.shape[0], getattr(view, unit), -1).sum(2)
+            for view, x in zip(given.layers, per_feature, strict=False)
+        ]
+        for unit in asked
+    }
+    if given.shared is not None:
+        given.shared.update(found)
+    return found[given.unit]
+
+
+@register_score("fisher")
+def fisher_score(given: ScoreInput) -> list[torch.Tensor]:
+    """Second-order estimate of the same: mean over examples of (sum of activation x gradient)^2, halved.
+
+    That mean is the diagonal of the empirical Fisher information of the gates, which stands for the loss's curvature
+    near a minimum: removing a gate g = 1 costs F / 2 (Theis et al. 2018; Liu et al. 2021, group Fisher pruning).
+
+    Raises:
+        InputError: no calibration batches, or batches without labels.
+    """
+    return [0.5 * sums.square().mean(0) for sums in _gate_gradients(given, "fisher")]

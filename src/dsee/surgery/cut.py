@@ -13,6 +13,7 @@ from dsee.architectures._view import submodule
 from dsee.errors import InputError, OrderError
 from dsee.pruning.plan import LayerPlan
 from dsee.surgery.fold import fold_heads, fold_neurons
+from dsee.surgery.gates import fold_present
 from dsee.surgery.linear import check_cuttable, select
 from dsee.update.layer import any_merged, update_layers
 
@@ -21,8 +22,8 @@ def cut(model: nn.Module, plan: list[LayerPlan], *, fold: bool = True) -> None:
     """Remove what the plan names, in place: W, its mask, biases, U, V and S2, for every adapter.
 
     The logits afterwards equal those of the uncut model with the same heads and neurons zeroed; what a masked part
-    adds whatever the input is stays, in the output's bias (:mod:`dsee.surgery.fold`). Parameters are replaced, so an
-    optimizer made before has to be made afresh.
+    adds whatever the input is stays, in the output's bias (:mod:`dsee.surgery.fold`). Gates, if there are any, are
+    folded into the weights. Parameters are replaced, so an optimizer made before has to be made afresh.
 
     Args:
         model: a transformers model with a map, with or without updates.
@@ -43,6 +44,7 @@ def cut(model: nn.Module, plan: list[LayerPlan], *, fold: bool = True) -> None:
     for view, layer_plan in zip(views, plan, strict=True):
         _check(view, "heads", layer_plan.heads)
         _check(view, "neurons", layer_plan.neurons)
+    fold_present(model)
     for view, layer_plan in zip(views, plan, strict=True):
         if fold:
             fold_heads(view, layer_plan.heads)

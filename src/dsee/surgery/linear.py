@@ -9,8 +9,8 @@ from torch import nn
 
 from dsee.errors import ArchitectureError
 from dsee.pruning.masks import get_mask, set_mask
-from dsee.update.bases import is_quantised, refuse_recomputed
-from dsee.update.fused import FusedUp
+from dsee.update.bases import is_quantised, linear_shape, refuse_recomputed
+from dsee.update.fused import FusedUp, check_even
 from dsee.update.layer import DseeLayer
 from dsee.update.sparse_delta import SparseDelta
 
@@ -62,6 +62,7 @@ def _select_base(base: Any, keep: torch.Tensor, dim: int) -> None:
 
 def _reindexed(sparse: SparseDelta, keep: torch.Tensor, dim: int) -> SparseDelta | None:
     """S2 on the smaller matrix: entries in removed rows or columns go, the others get new positions."""
+    sparse.check()
     sizes = [sparse.out_features, sparse.in_features]
     keep = keep.to(sparse.indices.device)
     new_place = torch.full((sizes[dim],), -1, dtype=torch.int64, device=keep.device)
@@ -109,6 +110,8 @@ def select(linear: Any, keep: torch.Tensor, dim: int) -> None:
     """
     check_cuttable(linear, "select")
     if isinstance(linear, DseeLayer):
+        if dim == 0 and linear.dsee_parts:
+            check_even(keep, linear_shape(linear.get_base_layer())[0])
         _select_base(linear.get_base_layer(), keep, dim)
         _select_updates(linear, keep, dim)
     else:

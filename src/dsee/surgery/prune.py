@@ -10,6 +10,7 @@ from torch import nn
 
 from dsee.architectures import structure
 from dsee.errors import ArchitectureError, InputError
+from dsee.pruning.budget import Budget, Choice
 from dsee.pruning.calibration import Batch
 from dsee.pruning.mask_order import check_cut_after_masks, shapes_after
 from dsee.pruning.mask_plan import apply_masks, check_mask_rule, masks_for
@@ -21,6 +22,7 @@ from dsee.pruning.targets import mask_targets
 from dsee.pruning.weight_scores import check_calibration
 from dsee.steps import record
 from dsee.surgery.cut import cut
+from dsee.surgery.timing import choose_within
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ class PruneReport:
         after: the same afterwards.
         plans: what each rule removed, one list of layer plans per rule for heads or neurons.
         zeros: of each matrix that a rule for weights was about, by its path in the transformers model.
+        budget: what a budget chose, if one was among the rules.
     """
 
     before: dict[str, list[int]]
     after: dict[str, list[int]]
     plans: tuple[list[LayerPlan], ...]
     zeros: dict[str, MatrixZeros] = field(default_factory=dict)
+    budget: Choice | None = None
 
     def __str__(self) -> str:
         lines = []
@@ -71,10 +75,12 @@ class PruneReport:
                 f"zeros: {before:.1%} -> {after:.1%} of {weights:,} weights in {len(shares)} matrices "
                 f"(by matrix: {min(shares):.1%} to {max(shares):.1%})"
             )
-        return "\n".join(lines)
+        return "\n".join(lines if self.budget is None else [*lines, str(self.budget)])
 
 
-def prune(model: nn.Module, *rules: Rule | MaskRule, calibration: Iterable[Batch] | None = None) -> PruneReport:
+def prune(
+    model: nn.Module, *rules: Rule | Budget | MaskRule, calibration: Iterable[Batch] | None = None
+) -> PruneReport:
     """Remove what the task does not need, in place.
 
     All rules for heads and neurons are decided on the model as it is given, then carried out, so their order makes no
@@ -84,8 +90,8 @@ def prune(model: nn.Module, *rules: Rule | MaskRule, calibration: Iterable[Batch
     Args:
         model: a transformers model of a mapped family, bare or wrapped by PEFT. Rules for weights with ``targets=`` do
             without a map.
-        *rules: :class:`dsee.Heads`, :class:`dsee.Neurons`, each unit at most once, and :class:`dsee.Weights`,
-            :class:`dsee.Blocks`, :class:`dsee.NofM`.
+        *rules: :class:`dsee.Heads`, :class:`dsee.Neurons`, each unit at most once, or a :class:`dsee.Budget` for
+            both; and :class:`dsee.Weights`, :class:`dsee.Blocks`, :class:`dsee.NofM`.
         calibration: batches (dicts of tensors with labels) for scores that look at data; a DataLoader will do.
 
     Returns:
@@ -102,12 +108,18 @@ def prune(model: nn.Module, *rules: Rule | MaskRule, calibration: Iterable[Batch
         raise InputError("prune: give at least one rule, for example dsee.Heads(0.25).")
     cuts = [rule for rule in rules if not isinstance(rule, MaskRule)]
     masks = [rule for rule in rules if isinstance(rule, MaskRule)]
-    units = [rule.unit for rule in cuts]
+    units = [unit for rule in cuts for unit in (("heads", "neurons") if isinstance(rule, Budget) else (rule.unit,))]
     if len(set(units)) != len(units):
-        raise InputError("prune: two rules for the same unit; call prune twice if that is meant.")
+        raise InputError(
+            "prune: two rules for the same unit (a budget is one for heads and neurons); call prune twice if meant."
+        )
     # a generator would be empty for the second rule
     batches = list(calibration) if calibration is not None else None
-    plans = tuple(plan_for(model, rule, batches) for rule in cuts)
+    choices = [choose_within(model, rule, batches) if isinstance(rule, Budget) else None for rule in cuts]
+    plans = tuple(
+        plan_for(model, rule, batches) if isinstance(rule, Rule) else choice.plans  # type: ignore[union-attr]  # a budget has one
+        for rule, choice in zip(cuts, choices, strict=True)
+    )
     for plan in plans:
         check_cut_after_masks(model, plan)
     planned = shapes_after(model, plans)
@@ -123,7 +135,7 @@ def prune(model: nn.Module, *rules: Rule | MaskRule, calibration: Iterable[Batch
     zeros: dict[str, MatrixZeros] = {}
     for rule in masks:
         _mask(model, rule, batches, zeros)
-    return PruneReport(before, after, plans, zeros)
+    return PruneReport(before, after, plans, zeros, next(filter(None, choices), None))
 
 
 def _structure(model: nn.Module) -> dict[str, list[int]]:

@@ -12,8 +12,10 @@ from dsee.errors import InputError
 from dsee.measure import flops, parameters
 from dsee.pruning import (
     Blocks,
+    Budget,
     Gradual,
     Heads,
+    LayerPlan,
     MaskRule,
     Neurons,
     NofM,
@@ -23,19 +25,27 @@ from dsee.pruning import (
     masked_linears,
     plan_for,
 )
+from dsee.pruning.budget import choose
+from dsee.pruning.gates import has_gates
 from dsee.pruning.mask_order import shapes_after
 from dsee.pruning.mask_plan import check_mask_rule
 from dsee.pruning.schedule import Calibration
 from dsee.steps import record
+from dsee.support import needs_gradient
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
 from dsee.training.distillation import Distillation
-from dsee.training.fit import evaluate, fit, set_dropout, steps_of
+from dsee.training.fit import evaluate, fit, set_attention_dropout, set_dropout, steps_of
+from dsee.training.gates import GateCallback
+from dsee.training.prefix_cache import frozen_prefix
 from dsee.training.progress import Bar
-from dsee.training.recipe import RecoverSpec, TrainSpec
+from dsee.training.recipe import RecoverSpec, TrainSpec, UpdateSpec
 from dsee.training.setting import Setting
+from dsee.update import DseeConfig
 
 CALIBRATION_BATCH = 32
+#: How many sentences of the training part choose a support by gradients.
+SUPPORT_SENTENCES = 512
 
 
 def _fit_and_test(
@@ -49,9 +59,8 @@ def _fit_and_test(
     teacher: Any = None,
     schedule: Gradual | None = None,
 ) -> dict[str, Any]:
-    if setting.recipe.base_dropout is not None:
-        set_dropout(model, setting.recipe.base_dropout)
-    parts = setting.parts
+    _set_dropouts(setting, model)
+    recipe, parts = setting.recipe, setting.parts
     bar.note(f"{parameters(model).trainable_share:.2%} trainable")
     distillation = Distillation(**spec.distill.model_dump()) if isinstance(spec, RecoverSpec) and spec.distill else None
     keeper = fit(
@@ -62,9 +71,12 @@ def _fit_and_test(
         spec,
         seed=seed,
         bar=bar,
+        group_by_length=recipe.group_by_length,
+        cache_prefix=recipe.cache_prefix,
         teacher=teacher,
         distillation=distillation,
         schedule=schedule,
+        callbacks=[GateCallback(setting.recipe.gates.strength)] if setting.recipe.gates and has_gates(model) else [],
     )
     facts: dict[str, Any] = {
         "epochs": len(keeper.log),
@@ -103,6 +115,18 @@ def _zeros(model: Any) -> dict[str, Any]:
     return {"zeros": 1 - sum(int(mask.sum()) for mask in masks) / weights} if weights else {}
 
 
+def _config(seed: int, update: UpdateSpec) -> DseeConfig:
+    return DseeConfig(task_type="SEQ_CLS", seed=seed, **update.model_dump())
+
+
+def _set_dropouts(setting: Setting, model: Any) -> None:
+    recipe = setting.recipe
+    if recipe.base_dropout is not None:
+        set_dropout(model, recipe.base_dropout)
+    if recipe.attention_dropout is not None:
+        set_attention_dropout(model, recipe.attention_dropout)
+
+
 def tune_total(setting: Setting) -> int:
     """Steps of the bar of :func:`tune`."""
     return steps_of(setting.recipe.tune, len(setting.parts["train"])) + len(setting.parts["test"])
@@ -117,26 +141,34 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
 
     recipe = setting.recipe
     set_seed(recipe.seed)
-    config = dsee.DseeConfig(task_type="SEQ_CLS", seed=recipe.seed, **recipe.update.model_dump())
+    config = _config(recipe.seed, recipe.update)
     model = get_peft_model(setting.new_model(), config)
+    if needs_gradient(config.support):
+        rows = batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, SUPPORT_SENTENCES)
+        dsee.choose_support(model, calibration=[batch for _, batch in rows])
+    if recipe.gates:
+        dsee.add_gates(model, heads=recipe.gates.heads, neurons=recipe.gates.neurons)
     results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
     bar.note("saving")
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results
 
 
-def rules_of(setting: Setting) -> list[Rule]:
+def rules_of(setting: Setting) -> list[Rule | Budget]:
     """Return the recipe's rules for heads and neurons.
 
     Raises:
         InputError: a rule that does not exist.
     """
     spec, seed = setting.recipe.prune, setting.recipe.seed
-    rules: list[Rule] = []
+    rules: list[Rule | Budget] = []
     if spec and spec.heads:
         rules.append(Heads(**spec.heads.model_dump(), seed=seed))
     if spec and spec.neurons:
         rules.append(Neurons(**spec.neurons.model_dump(), seed=seed))
+    if spec and spec.budget:
+        shape = setting.recipe.measure
+        rules.append(Budget(**spec.budget.model_dump(), batch=shape.batch, sequence=shape.sequence, seed=seed))
     return rules
 
 
@@ -157,7 +189,7 @@ def mask_rules_of(setting: Setting) -> list[MaskRule]:
     return rules
 
 
-def at_once(setting: Setting) -> list[Rule | MaskRule]:
+def at_once(setting: Setting) -> list[Rule | Budget | MaskRule]:
     """Return the rules that the pruning stage carries out: all but one for weights that has a schedule."""
     spec = setting.recipe.prune
     return [*rules_of(setting), *([] if spec and spec.schedule else mask_rules_of(setting))]
@@ -179,6 +211,16 @@ def schedule_of(setting: Setting, calibration: Calibration = None) -> Gradual | 
     return Gradual(mask_rules_of(setting)[0], **spec.schedule.model_dump(), calibration=calibration)
 
 
+def _planned(empty: Any, rule: Rule | Budget) -> list[LayerPlan]:
+    """What a rule would remove if it ranked by noise: any score will do to see whether it can be met."""
+    if isinstance(rule, Rule):
+        return plan_for(empty, replace(rule, score="random"))
+    if rule.kind == "latency":
+        # to be measured on the tuned model
+        return [LayerPlan() for _ in layers(empty)]
+    return choose(empty, replace(rule, score="random", steps=1)).plans
+
+
 def preflight(setting: Setting) -> None:
     """Find what would fail after hours of tuning before it starts: no map, no such score, more heads than there are.
 
@@ -188,13 +230,21 @@ def preflight(setting: Setting) -> None:
     empty = setting.empty_model()
     layers(empty)
     # any score will do to see whether the amount can be met
-    plans = [plan_for(empty, replace(rule, score="random")) for rule in rules_of(setting)]
+    plans = [_planned(empty, rule) for rule in rules_of(setting)]
     shapes = shapes_after(empty, plans)
     for mask_rule in mask_rules_of(setting):
         check_mask_rule(empty, mask_rule, shapes)
     schedule = schedule_of(setting)
     if schedule:
         schedule.span(steps_of(setting.recipe.recover, setting.data.sizes["train"]))
+    if setting.recipe.cache_prefix:
+        from peft import get_peft_model
+
+        # the smallest update on the same layers: the support needs weights to be searched in
+        wanted = setting.recipe.update.model_copy(update={"r": 1, "n_sparse": 0})
+        model = get_peft_model(empty, _config(setting.recipe.seed, wanted))
+        _set_dropouts(setting, model)
+        frozen_prefix(model)
 
 
 def prune_total(setting: Setting) -> int:

@@ -15,6 +15,9 @@ from dsee.training.recipe import PruneSpec, Recipe
 from dsee.training.setting import Setting
 from dsee.training.stage import StageRecord, fingerprint
 
+#: Keys of the recipe that decide what tuning finds.
+TUNED_BY = {"model", "update", "tune", "base_dropout", "attention_dropout", "group_by_length", "cache_prefix", "gates"}
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -98,9 +101,12 @@ def run(
     def test() -> int:
         return len(setting.parts["test"])
 
-    update = [recipe.model, recipe.update.model_dump(), recipe.tune.model_dump(), recipe.base_dropout]
     runner.stage(
-        "tune", update, [tuned], lambda: chain.tune_total(setting), lambda bar: chain.tune(setting, bar, tuned)
+        "tune",
+        recipe.model_dump(include=TUNED_BY),
+        [tuned],
+        lambda: chain.tune_total(setting),
+        lambda bar: chain.tune(setting, bar, tuned),
     )
     variants, last = {"dense": tuned}, tuned
     if recipe.prune:
