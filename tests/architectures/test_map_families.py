@@ -10,9 +10,9 @@ from transformers import T5EncoderModel
 import dsee
 import dsee.architectures
 from conftest import adapted
+from cut_families import CONFIGS, DECODERS, HEADED, LINEARS, NAMES, T5S, build, task_type
 from dsee.architectures import layers, structure
 from dsee.update.layer import update_layers
-from families import CONFIGS, DECODERS, HEADED, LINEARS, NAMES, T5S, build, task_type
 
 GROUPED = ("llama", "llama with biases", "qwen2", "qwen3", "mistral")
 

@@ -9,10 +9,10 @@ from transformers import AutoConfig
 
 import dsee
 from conftest import adapted
+from cut_families import DECODERS, HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 from dsee.architectures import structure
 from dsee.pruning import LayerPlan
 from dsee.surgery import cut
-from families import DECODERS, HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 
 
 def unevenly_cut(name, model=None):

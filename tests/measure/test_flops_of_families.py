@@ -7,7 +7,7 @@ from flop_oracle import counted
 
 import dsee
 from conftest import VOCABULARY, adapted
-from families import CONFIGS, HEADED, LINEARS, NAMES, T5S, build, inputs, task_type
+from cut_families import CONFIGS, HEADED, LINEARS, NAMES, T5S, build, inputs, task_type
 
 
 def cut(model, name):

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from mask_oracle import TOLERANCE, UNEVEN, strong, zeroed
 from peft import PeftModel
 
+from cut_families import DECODERS, ENCODERS, HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 from dsee.architectures import structure
 from dsee.pruning import LayerPlan
 from dsee.surgery import cut
-from families import DECODERS, ENCODERS, HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 
 BOTH = dict.fromkeys(HEADED, UNEVEN)
 #: One stack of the encoder's layers and the decoder's after them.
