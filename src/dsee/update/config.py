@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ class DseePeftType(enum.StrEnum):
 
 @dataclass
 class DseeConfig(PeftConfig):
-    """What is trained: dW = s (U V + S2), s = alpha / r, for each target matrix.
+    """What is trained: dW = s (U V + S2), s = alpha / r (or alpha / sqrt(r)), for each target matrix.
 
     ``r=0`` trains S2 alone (then s = 1), ``n_sparse=0`` is plain LoRA; both 0 is an error. Fields that PEFT already has
     keep PEFT's meaning.
@@ -32,6 +33,8 @@ class DseeConfig(PeftConfig):
             default.
         r: rank of U V.
         alpha: the update is scaled by alpha / r.
+        use_rslora: scale by alpha / sqrt(r) instead, so that a larger r does not shrink the update
+            (Kalajdzievski 2023).
         n_sparse: N, the number of trained entries of S2 per matrix.
         support: the rule that chooses where S2 may be non-zero; ``dsee.support.rules()`` lists them. "gradient" waits
             for ``dsee.choose_support(model, calibration=batches)``; "explicit" takes ``positions``.
@@ -64,6 +67,7 @@ class DseeConfig(PeftConfig):
     target_modules: list[str] | set[str] | str | None = field(default=None)
     r: int = field(default=8)
     alpha: float = field(default=32.0)
+    use_rslora: bool = field(default=False)
     n_sparse: int = field(default=64)
     support: str = field(default="grebsmo")
     positions: dict[str, Any] = field(default_factory=dict)
@@ -126,6 +130,17 @@ class DseeConfig(PeftConfig):
         for name, given in self.positions.items():
             if not isinstance(given, list):
                 raise InputError(f"positions[{name!r}]={given!r} has to be a list of positions or (row, column) pairs.")
+
+    def scaling(self, rank: int, alpha: float) -> float:
+        """Return s: alpha / r, alpha / sqrt(r) with ``use_rslora``, 1 without a low-rank part.
+
+        Args:
+            rank: r of the matrix.
+            alpha: alpha of the matrix.
+        """
+        if not rank:
+            return 1.0
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def _with_pattern(self, name: str, pattern: str) -> list[tuple[str, Any]]:
         """A field and its exceptions, each under the name to complain about."""

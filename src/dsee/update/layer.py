@@ -96,7 +96,7 @@ class DseeLayer(BaseTunerLayer):
         parts = parts_of(config.fused_parts, key, out_features)
         if parts is not None:
             self.dsee_parts[adapter_name] = parts
-        self.dsee_scaling[adapter_name] = alpha / rank if rank else 1.0
+        self.dsee_scaling[adapter_name] = config.scaling(rank, alpha)
         self.dsee_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         if rank:
             low = nn.Linear(in_features, rank * len(parts or [0]), bias=False)
