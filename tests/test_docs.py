@@ -38,9 +38,12 @@ def test_a_pages_code_runs(page, tmp_path, monkeypatch):
             registry.update(content)
 
 
-@pytest.mark.parametrize("number", range(len(blocks(ROOT / "docs" / "recipes.md", "yaml"))))
+RECIPES = [text for page in ("recipes", "recovery") for text in blocks(ROOT / "docs" / f"{page}.md", "yaml")]
+
+
+@pytest.mark.parametrize("number", range(len(RECIPES)))
 def test_the_documented_recipes_are_valid(number):
-    assert parse_recipe(yaml.safe_load(blocks(ROOT / "docs" / "recipes.md", "yaml")[number]), "docs").model
+    assert parse_recipe(yaml.safe_load(RECIPES[number]), "docs").model
 
 
 def test_the_documented_defaults_are_the_defaults():

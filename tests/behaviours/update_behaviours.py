@@ -192,6 +192,5 @@ class UpdateBehaviours:
 def parts_of(layer: Any) -> list[tuple[int, int]]:
     """(out, in) of every matrix the layer's update counts as one: a fused projection holds several."""
     rows, columns = layer.base_weight().shape
-    parts = getattr(layer, "update_parts", None)
-    count = len(parts("default")) if parts else 1
-    return [(rows, columns)] if count == 1 and not parts else [(rows // 3, columns)] * count
+    parts = layer.dsee_parts.get("default")
+    return [(rows // 3, columns)] * len(parts) if parts else [(rows, columns)]

@@ -122,7 +122,7 @@ def test_a_lost_or_damaged_file_is_named(damage, straight, tmp_path):
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(bytes(content))
-    with pytest.raises(ArtifactError, match="dsee_schedule.safetensors is not in"):
+    with pytest.raises(ArtifactError, match=r"dsee_schedule\.safetensors is not in"):
         trainer(tmp_path, dsee.GradualCallback(gradual())).train(resume_from_checkpoint=True)
 
 

@@ -176,8 +176,8 @@ def _by_ratio(rule: RatioRule, targets: list[Target], scores: dict[str, torch.Te
 
 def _cut_up(rule: RatioRule, target: Target) -> Iterator[tuple[int, int, tuple[bool, bool]]]:
     """Row ranges of a matrix with their group: whether the paper adapts them, and whether they carry an update."""
-    rows, adapted = target.shape[0], target.adapted_rows
-    edges = sorted({0, rows, *(edge for span in adapted for edge in span)})
+    rows, adapted, updated = target.shape[0], target.adapted_rows, target.updated_rows
+    edges = sorted({0, rows, *(edge for span in (*adapted, *updated) for edge in span)})
     if not rule.by_group:
         yield 0, rows, (False, False)
     elif any(edge % rule.grain[0] for edge in edges[1:-1]):
@@ -185,8 +185,8 @@ def _cut_up(rule: RatioRule, target: Target) -> Iterator[tuple[int, int, tuple[b
         yield 0, rows, (bool(adapted), target.has_update)
     else:
         for start, stop in pairwise(edges):
-            inside = any(low <= start and stop <= high for low, high in adapted)
-            yield start, stop, (inside, target.has_update)
+            inside = [any(low <= start and stop <= high for low, high in spans) for spans in (adapted, updated)]
+            yield start, stop, (inside[0], inside[1])
 
 
 def _units(rule: RatioRule, target: Target, score: torch.Tensor, kept: torch.Tensor | None) -> Units:
@@ -231,22 +231,25 @@ def _choose(rule: RatioRule, pool: list[_Part]) -> list[torch.Tensor]:
     """Which blocks of each part go so that the pool has its ratio of zeros."""
     units = [part.units for part in pool]
     total = sum(u.weights for u in units)
-    count = math.floor(rule.ratio * total + 0.5)
+    # in whole blocks where all are full, so that it is rounded once
+    size = units[0].size if all(u.sizes is None for u in units) else 1
+    count = size * math.floor(rule.ratio * (total // size) + 0.5)
     gone = [u.keys == GONE for u in units]
     before = sum(u.weights_of(g) for u, g in zip(units, gone, strict=True))
     open_to = total - sum(u.weights_of(u.keys == PROTECTED) for u in units)
     where = pool[0].target.name + (f" and {len(pool) - 1} more" if len(pool) > 1 else "")
-    if before > count:
+    # whole blocks meet the ratio to within one of them
+    slack = rule.grain[0] * rule.grain[1] - 1
+    if before > count + slack:
         raise InputError(
             f"prune ({rule.label}): {where}: {before / total:.1%} of the weights are masked already, and a mask only "
             "grows. Use a larger ratio, or scope='global'."
         )
-    # whole blocks meet the ratio to within one of them
-    slack = rule.grain[0] * rule.grain[1] - 1
     if open_to + slack < count:
         raise InputError(
-            f"prune ({rule.label}): {where}: at least {rule.kept_at_least:.1%} of each matrix stay, so at most "
-            f"{open_to / total:.1%} can go. Use a smaller ratio or floor."
+            f"prune ({rule.label}): {where}: at least {rule.kept_at_least:.1%} of each matrix stay"
+            f"{', in whole blocks' if slack else ''}, so at most {open_to / total:.1%} can go. Use a smaller ratio or "
+            "floor."
         )
     return [chosen | g for chosen, g in zip(lowest(units, count), gone, strict=True)]
 

@@ -10,13 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dsee.errors import InputError, nearest
+from dsee.architectures import structure
+from dsee.errors import ArchitectureError, InputError, nearest
 from dsee.pruning.calibration import Batch
 from dsee.pruning.mask_plan import apply_masks, check_mask_rule, masks_for
 from dsee.pruning.mask_rules import MaskRule, NofM, RatioRule
 from dsee.pruning.masks import BUFFER, bare, masked_linears, oriented, set_mask, unpack
 from dsee.pruning.movement import Movement, recall, remember, synchronise
 from dsee.pruning.targets import Target, mask_targets
+from dsee.pruning.weight_scores import check_calibration
 from dsee.steps import record
 
 Law = Literal["cubic", "linear"]
@@ -89,6 +91,23 @@ class Gradual:
         start, end = self._span or (self.start, self.end)
         return {"start": start, "end": end, "every": self.every, "law": self.law, "regrow": self.regrow}
 
+    def span(self, total: int | None = None) -> tuple[int, int]:
+        """Return the steps at which the schedule begins and ends.
+
+        Args:
+            total: optimizer steps in all, if ``start`` or ``end`` is a share.
+
+        Raises:
+            InputError: a share without ``total``, or steps that do not fit.
+        """
+        start, end = (_step(value, total) for value in (self.start, self.end))
+        if end <= start or (total is not None and end > total):
+            raise InputError(
+                f"Gradual: steps {start} to {end} do not fit into a training of {total} steps. "
+                "Train longer, or let start and end be shares such as 0.1 and 0.7."
+            )
+        return start, end
+
     def attach(self, model: nn.Module, total: int | None = None) -> None:
         """Get ready: resolve shares of the steps, check the rule, and follow the movement if the score wants that.
 
@@ -101,13 +120,9 @@ class Gradual:
             OrderError: an update is merged.
             ArchitectureError: the family has no map and the rule names no matrices.
         """
-        span = (_step(self.start, total), _step(self.end, total))
-        if span[1] <= span[0] or (total is not None and span[1] > total):
-            raise InputError(
-                f"Gradual: steps {span[0]} to {span[1]} do not fit into a training of {total} steps. "
-                "Train longer, or let start and end be shares such as 0.1 and 0.7."
-            )
+        span = self.span(total)
         targets = check_mask_rule(model, self.rule)
+        check_calibration(self.rule.score, () if callable(self.calibration) else self.calibration)
         if self.regrow:
             remember(targets)
         if self._movement is not None:
@@ -115,7 +130,10 @@ class Gradual:
             self._movement.close()
         if self.rule.score == "movement":
             self._movement = Movement(model, targets=self.rule.targets)
-        self._span, self._applied, self._initial = span, -1, _zeros(self.rule, targets)
+        overall, most = _zeros(targets)
+        # with scope="layer" every matrix has to meet the ratio itself
+        self._initial = most if getattr(self.rule, "scope", "global") == "layer" else overall
+        self._span, self._applied = span, -1
 
     def at(self, step: int) -> MaskRule | None:
         """Return the rule that holds after an optimizer step; None while nothing is masked yet.
@@ -168,7 +186,7 @@ class Gradual:
             self._choose(model, rule)
         self._applied = due
         if self.done:
-            record(model, "prune", rules=[self.rule.facts()], schedule=self.facts())
+            self._record(model)
         return not same
 
     def _choose(self, model: nn.Module, rule: MaskRule) -> None:
@@ -236,7 +254,25 @@ class Gradual:
         if masks:
             apply_masks(model, masks)
         if self.done:
-            record(model, "prune", rules=[self.rule.facts()], schedule=self.facts())
+            self._record(model)
+
+    def _record(self, model: nn.Module) -> None:
+        """Enter the finished schedule into the history, as the step that one call of :func:`dsee.prune` would make."""
+        try:
+            shape = structure(model)
+        except ArchitectureError:
+            # masks with named matrices do without a map
+            shape = {}
+        record(
+            model,
+            "prune",
+            rules=[self.rule.facts()],
+            before=shape,
+            after=shape,
+            zeros_before=round(self._initial, 6),
+            zeros_after=round(_zeros(mask_targets(model, self.rule.targets))[0], 6),
+            schedule=self.facts(),
+        )
 
     def _identity(self) -> dict[str, Any]:
         return {"rule": self.rule.facts()} | self.facts()
@@ -250,16 +286,12 @@ def _step(value: float | int, total: int | None) -> int:
     return math.floor(value * total + 0.5)
 
 
-def _zeros(rule: MaskRule, targets: list[Target]) -> float:
-    """Share of weights masked already; of the matrix that has most of them, where each has to meet the ratio itself."""
-    shares, weights = [], 0
-    total = 0.0
-    for target in targets:
-        mask, size = target.mask, target.shape[0] * target.shape[1]
-        gone = 0.0 if mask is None else size - float(mask.sum())
-        shares.append(gone / size)
-        total, weights = total + gone, weights + size
-    return max(shares) if getattr(rule, "scope", "global") == "layer" else total / weights
+def _zeros(targets: list[Target]) -> tuple[float, float]:
+    """Share of masked weights over all matrices, and in the matrix that has most of them."""
+    sizes = [target.shape[0] * target.shape[1] for target in targets]
+    masks = [target.mask for target in targets]
+    gone = [0 if mask is None else size - int(mask.sum()) for mask, size in zip(masks, sizes, strict=True)]
+    return sum(gone) / sum(sizes), max(g / size for g, size in zip(gone, sizes, strict=True))
 
 
 @torch.no_grad()

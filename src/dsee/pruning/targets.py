@@ -16,7 +16,8 @@ from dsee.architectures import LayerView, base_model, layers
 from dsee.architectures._registry import plain_model
 from dsee.errors import ArchitectureError, InputError, listed, nearest
 from dsee.pruning.masks import bare, get_mask, oriented
-from dsee.update.bases import refuse_recomputed
+from dsee.update.bases import is_quantised, refuse_recomputed
+from dsee.update.fused import PARTS
 from dsee.update.layer import DseeLayer
 
 
@@ -58,10 +59,24 @@ class Target:
         return total.T if self.linear.transposed else total
 
     @property
+    def updated_rows(self) -> tuple[tuple[int, int], ...]:
+        """Output rows (start, stop) that an active adapter updates: all, none, or parts of a fused matrix."""
+        layer, rows = self.linear, self.shape[0]
+        if not isinstance(layer, DseeLayer):
+            return ()
+        spans: set[tuple[int, int]] = set()
+        for name in layer.active_adapters:
+            if layer.has_update(name) and name not in layer.dsee_parts:
+                return ((0, rows),)
+            if layer.has_update(name):
+                width = rows // len(PARTS)
+                spans |= {(part * width, (part + 1) * width) for part in layer.dsee_parts[name]}
+        return tuple(sorted(spans))
+
+    @property
     def has_update(self) -> bool:
         """Whether an active adapter has an update here."""
-        layer = self.linear
-        return isinstance(layer, DseeLayer) and any(layer.has_update(name) for name in layer.active_adapters)
+        return bool(self.updated_rows)
 
     @property
     def effective(self) -> torch.Tensor:
@@ -170,8 +185,8 @@ def _of_model(model: nn.Module) -> Iterator[tuple[str, Target]]:
 def _check(target: Target) -> None:
     base = bare(target.linear)
     refuse_recomputed(base, target.name)
-    if not base.weight.is_floating_point():
+    if is_quantised(base):
         raise ArchitectureError(
-            f"{target.name}: a {type(base).__name__} with {base.weight.dtype} weights cannot be masked. Load the model "
-            "without quantisation, prune, merge, and quantise the result."
+            f"{target.name}: a {type(base).__name__} with a quantised weight ({base.weight.dtype}) cannot be masked. "
+            "Load the model without quantisation, prune, merge, and quantise the result."
         )

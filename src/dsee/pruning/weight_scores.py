@@ -114,7 +114,14 @@ def update_weight_score(given: WeightScoreInput) -> dict[str, torch.Tensor]:
         raise OrderError(
             "score='update': the update is still zero and ranks nothing. Tune first, or use another score."
         )
-    return {t.name: (t.weight if (delta := deltas[t.name]) is None else delta).abs() for t in given.targets}
+    scores = {}
+    for target in given.targets:
+        score, delta = target.weight.abs(), deltas[target.name]
+        if delta is not None:
+            for start, stop in target.updated_rows:
+                score[start:stop] = delta[start:stop].abs()
+        scores[target.name] = score
+    return scores
 
 
 @register_weight_score("weight")

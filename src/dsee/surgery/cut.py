@@ -113,7 +113,7 @@ def note_head_count(view: LayerView) -> None:
     """
     attention: Any = view.part("attention")
     for name in view.architecture.heads_attributes:
-        setattr(attention, name, view.heads * view.queries_per_head)
+        setattr(attention, name, view.query_heads)
     for name in view.architecture.width_attributes:
         setattr(attention, name, view.heads * view.width("query"))
 
@@ -132,5 +132,4 @@ def _note_sizes(model: nn.Module) -> None:
     configs = getattr(model, "peft_config", {})
     for name, layer in update_layers(plain_model(model)):
         for adapter in layer.dsee_scaling:
-            n_sparse = layer.dsee_S[adapter].n_sparse if adapter in layer.dsee_S else 0
-            configs[adapter].n_sparse_pattern[name] = n_sparse
+            configs[adapter].n_sparse_pattern[name] = layer.n_sparse_of(adapter)

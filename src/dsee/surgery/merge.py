@@ -13,6 +13,7 @@ from dsee.errors import ArtifactError, InputError, OrderError, nearest
 from dsee.pruning.masks import get_mask, oriented, set_mask
 from dsee.steps import record
 from dsee.surgery.gates import fold_present
+from dsee.update.bases import check_writable, is_quantised
 from dsee.update.layer import any_merged, update_layers
 
 Policy = Literal["masked", "dense", "error"]
@@ -50,7 +51,7 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
         raise InputError("merge: give a PeftModel, as get_peft_model and PeftModel.from_pretrained return it.")
     if any_merged(model):
         raise OrderError("merge: an update is merged already. Call unmerge_adapter() first.")
-    _check_finite(model)
+    _check_mergeable(model)
     masks = _masks(model)
     if masks and policy == "error":
         raise OrderError(
@@ -80,9 +81,10 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
     return merged
 
 
-def _check_finite(model: nn.Module) -> None:
+def _check_mergeable(model: nn.Module) -> None:
     """Before anything is merged: an error half way would leave a model that is neither the one nor the other."""
     for name, layer in update_layers(model):
+        check_writable(layer.get_base_layer(), layer.quantization_backend, f"merge: {name}")
         for adapter in layer.active_adapters:
             if layer.has_update(adapter) and not torch.isfinite(layer.get_delta_weight(adapter)).all():
                 raise ArtifactError(f"merge: {name}: adapter {adapter!r} gives NaN or infinity: its values are broken.")
@@ -99,6 +101,9 @@ def _masks(model: nn.Module) -> dict[str, torch.Tensor]:
     stored: dict[str, torch.Tensor] = {}
     found: dict[str, torch.Tensor] = {}
     for name, layer in update_layers(model):
+        if is_quantised(layer.get_base_layer()):
+            # its zeros are what rounds to zero
+            continue
         mask = get_mask(layer)
         (found if mask is None else stored)[name.removeprefix(PEFT_PREFIX)] = (
             oriented(layer) != 0 if mask is None else mask
@@ -138,7 +143,7 @@ def _zeros(model: nn.Module) -> float:
     linears: list[Any] = [
         module
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and not parts & set(name.split("."))
+        if isinstance(module, (nn.Linear, Conv1D)) and not parts & set(name.split(".")) and not is_quantised(module)
     ]
     count = sum(linear.weight.numel() for linear in linears)
     return sum(int((linear.weight == 0).sum()) for linear in linears) / count if count else 0.0

@@ -64,7 +64,11 @@ def is_quantised(base: nn.Module) -> bool:
     if weight is None:
         return False
     # bitsandbytes' weights are int8 or packed uint8; torchao's pose as float
-    return not weight.is_floating_point() or type(weight).__module__.partition(".")[0] == "torchao"
+    return not weight.is_floating_point() or _of_torchao(weight)
+
+
+def _of_torchao(weight: Any) -> bool:
+    return type(weight).__module__.partition(".")[0] == "torchao"
 
 
 def quantisation_of(base: nn.Module, model: nn.Module | None = None) -> QuantizationBackend | None:
@@ -96,14 +100,18 @@ def read_weight(base: Any, backend: QuantizationBackend | None = None) -> torch.
     if not is_quantised(base):
         plain: torch.Tensor = base.weight.data
         return plain
-    if backend is None:
-        backend = quantisation_of(base)
+    backend = quantisation_of(base) if backend is None else backend
     try:
-        weight: torch.Tensor = base.weight.dequantize() if backend is None else backend.get_base_weight(base)
+        if backend is not None:
+            weight: torch.Tensor = backend.get_base_weight(base)
+        elif _of_torchao(base.weight):
+            weight = base.weight.dequantize()
+        else:
+            raise TypeError("neither PEFT nor the weight itself says how")
     except (TypeError, NotImplementedError, AttributeError, RuntimeError) as error:
         raise InputError(
-            f"The quantised weight of a {type(base).__name__} cannot be read ({error}). Use support='random', which "
-            "does not look at the weight, or load the model without quantisation."
+            f"The quantised weight of a {type(base).__name__} cannot be read ({error}). Load the model without "
+            "quantisation."
         ) from error
     return weight.detach()
 

@@ -17,7 +17,7 @@ PARTS = ("query", "key", "value")
 #: ``model_type`` -> what is fused there, and the parts that the paper and LoRA's authors adapt. Not cross-attention's
 #: ``c_attn``, which holds key and value only.
 DEFAULT_PARTS: dict[str, dict[str, list[str]]] = {
-    name: {"c_attn": ["query", "value"]} for name in ("gpt2", "openai-gpt", "imagegpt")
+    name: {"attn.c_attn": ["query", "value"]} for name in ("gpt2", "openai-gpt", "imagegpt")
 }
 
 #: Fused as well, but head by head: thirds of their output are not query, key and value.
@@ -63,7 +63,9 @@ def resolve(fused_parts: dict[str, list[str]] | None, model: nn.Module) -> dict[
     for key in fused_parts:
         if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
             leaves = sorted({name.rpartition(".")[2] for name in names})
-            raise InputError(f"fused_parts: no layer of {type(model).__name__} is called {key!r}.{nearest(key, leaves)}")
+            raise InputError(
+                f"fused_parts: no layer of {type(model).__name__} is called {key!r}.{nearest(key, leaves)}"
+            )
     return fused_parts
 
 
@@ -86,6 +88,23 @@ def parts_of(fused_parts: dict[str, list[str]] | None, key: str, out_features: i
             f"fused_parts[{pattern!r}]: the {out_features} outputs of {key} are not query, key and value of one width."
         )
     return tuple(sorted(PARTS.index(part) for part in fused_parts[pattern]))
+
+
+def check_even(keep: torch.Tensor, out_features: int) -> None:
+    """Make sure that a cut leaves query, key and value of one width.
+
+    Args:
+        keep: int64, the rows of a fused layer's output that stay.
+        out_features: how many it has now.
+
+    Raises:
+        InputError: it does not.
+    """
+    counts = torch.bincount(keep // (out_features // len(PARTS)), minlength=len(PARTS)).tolist()
+    if len(set(counts)) > 1:
+        raise InputError(
+            f"A cut of a fused layer has to keep as many rows of query, key and value, not {listed(counts)}."
+        )
 
 
 class FusedUp(nn.Module):

@@ -20,7 +20,7 @@ CHUNK_FLOATS = 1 << 17
 BLOCK_FLOATS = 1 << 18
 
 #: From this share of W on (and this many tokens) matrix products beat gathering; benchmarks/bench_sparse_product.py.
-DENSE_FROM = 0.02
+DENSE_FROM = 0.015
 DENSE_TOKENS = 64
 
 
@@ -82,9 +82,7 @@ def _input_gradient(grad: torch.Tensor, values: torch.Tensor, indices: torch.Ten
     return grad_x
 
 
-def sampled_gradient(
-    grad: torch.Tensor, x: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
+def sampled_gradient(grad: torch.Tensor, x: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the entries of ``grad^T x`` at the stored positions, which are the gradient of S2's values.
 
     Args:
@@ -144,9 +142,7 @@ class _AddSparseProduct(torch.autograd.Function):
         return grad if ctx.needs_input_grad[0] else None, grad_x, grad_values, None
 
 
-def add_sparse_product(
-    y: torch.Tensor, x: torch.Tensor, values: torch.Tensor, indices: torch.Tensor
-) -> torch.Tensor:
+def add_sparse_product(y: torch.Tensor, x: torch.Tensor, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Add ``x S2^T`` to ``y`` in place and return it.
 
     Args:
