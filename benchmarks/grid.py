@@ -2,7 +2,8 @@
 
     python benchmarks/grid.py explore finalists            # runs what is missing, one JSON line for each finished run
     python benchmarks/grid.py explore --only sst2 seed=0   # only cells whose name holds all of these
-    python benchmarks/grid.py --table                      # the table, as Markdown
+    python benchmarks/grid.py --table                      # the tables, as Markdown
+    python benchmarks/grid.py --table --into docs/results/update.md   # the same, into the page
 
 The lists of cells are in grid_cells.py. One thread; run it twice with different --only to use two cores.
 """
@@ -20,10 +21,16 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
+# this checkout's dsee, whatever is installed: hours of runs have to come from one and the same code
+sys.path.insert(0, str(ROOT / "src"))
+
+import dsee
 from grid_cells import LISTS
 from grid_model import Cell
 
-ROOT = Path(__file__).parents[1]
+#: What a page's tables stand between.
+MARKS = ("<!-- tables -->", "<!-- end of tables -->")
 DATA = ROOT / "docs" / "results" / "data" / "update.jsonl"
 
 
@@ -72,7 +79,6 @@ def say(text: str) -> None:
 
 def save(model: Any, folder: Path) -> None:
     """Keep a tuned model as an artifact, for experiments that start from it."""
-    import dsee
     from grid_data import tokenizer
 
     dsee.save(model, folder, tokenizer=tokenizer())
@@ -88,10 +94,22 @@ def work(cells: list[tuple[Cell, str]], path: Path, saved: Path | None) -> None:
             continue
         say(f"{name} ...")
         row, model = run(cell, lambda text: say(f"    {text}"))
-        if saved and keep:
-            save(model, saved / cell.task / keep / f"seed{cell.seed}")
-        append(path, row)
+        try:
+            if saved and keep:
+                save(model, saved / cell.task / keep / f"seed{cell.seed}")
+        finally:
+            # what training cost is not lost to a full disk
+            append(path, row)
         say(f"    validation {row['validation']} test {row['test']} in {row['cpu_seconds']} s of CPU")
+
+
+def insert(page: Path, text: str) -> None:
+    """Replace what stands between the two marks of a page."""
+    before, first, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    _, last, after = rest.partition(MARKS[1])
+    if not (first and last):
+        sys.exit(f"{page}: no line {MARKS[0]} followed by {MARKS[1]}")
+    page.write_text(f"{before}{first}\n\n{text}\n\n{last}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -100,6 +118,7 @@ def main() -> None:
     parser.add_argument("lists", nargs="*", metavar="LIST", help=f"which cells: {', '.join(LISTS)}; default all")
     parser.add_argument("--only", nargs="+", default=[], help="only cells whose name holds all of these")
     parser.add_argument("--table", action="store_true", help="print the table and run nothing")
+    parser.add_argument("--into", type=Path, help="with --table: a page to put the tables into, between its marks")
     parser.add_argument("--data", type=Path, default=DATA, help="the JSON lines")
     parser.add_argument("--save", type=Path, help="keep the tuned models that grid_cells.py names, under this folder")
     options = parser.parse_args()
@@ -109,13 +128,16 @@ def main() -> None:
     if options.table:
         from grid_table import table
 
-        print(table([(cell_of(row), row) for row in rows(options.data)]))
+        printed = table([(cell_of(row), row) for row in rows(options.data)])
+        insert(options.into, printed) if options.into else print(printed)
         return
     import torch
     import transformers
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    # found now rather than after the first run
+    assert dsee.save
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     cells = [pair for each in options.lists or LISTS for pair in LISTS[each]]

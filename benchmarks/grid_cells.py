@@ -48,4 +48,48 @@ EXPLORE = [
     *_variants(QUICK, {"method": "lora"}, {"lr": 4e-3}, {"lr": 5e-4}),
 ]
 
-LISTS: dict[str, Listed] = {"explore": EXPLORE}
+QV, ALL = Cell("sst2"), Cell("sst2", targets="all", r=2, lr=2e-3)
+FULL, LORA = Cell("sst2", method="full", lr=5e-5), Cell("sst2", method="lora")
+QV_NAME, ALL_NAME = "qv-r8-n64", "all-r2-n64"
+
+
+def _with(task: str, seed: int) -> Listed:
+    """Both updates on one task and seed, kept for the pruning experiments."""
+    return [(replace(QV, task=task, seed=seed), QV_NAME), (replace(ALL, task=task, seed=seed), ALL_NAME)]
+
+
+TUNED = [(ALL, ALL_NAME), *_with("mrpc", 0)]
+FINAL = [(FULL, ""), (LORA, "")]
+SEEDS = [pair for seed in (1, 2) for task in ("sst2", "mrpc") for pair in _with(task, seed)]
+
+#: The baselines at their learning rates, one seed; the best ones go into BASELINES with more seeds.
+RATES = [
+    *_variants(FULL, {"lr": 3e-5}, {"lr": 1e-4}),
+    *_variants(LORA, {"lr": 5e-4}, {"lr": 2e-3}),
+    *_variants(QV, {"lr": 2e-3}),
+    *_variants(ALL, {"lr": 1e-3}, {"lr": 4e-3}),
+]
+#: What the update's parts are worth at full length.
+PARTS = _variants(ALL, {"targets": "all+pooler"}, {"n_sparse": 0}, {"n_sparse": 1024}, {"bias": "dsee_only"})
+
+#: What the options that save time cost.
+SPEED = _variants(ALL, {"layers": "upper", "r": 4}, {"dropout": 0.1}, {"dropout": 0.1, "attention_dropout": 0.1})
+
+SMALL = [
+    *_variants(replace(FULL, task="mrpc"), {}, {"lr": 1e-4}),
+    *_variants(replace(LORA, task="mrpc"), {}, {"lr": 2e-3}),
+    *[(replace(cell, task="cola"), "") for cell in (ALL, QV, FULL, LORA, replace(FULL, lr=1e-4))],
+]
+BASELINES = [(replace(cell, seed=seed), "") for seed in (1, 2) for cell in (FULL, LORA)]
+
+LISTS: dict[str, Listed] = {
+    "tuned": TUNED,
+    "explore": EXPLORE,
+    "final": FINAL,
+    "speed": SPEED,
+    "small": SMALL,
+    "parts": PARTS,
+    "rates": RATES,
+    "seeds": SEEDS,
+    "baselines": BASELINES,
+}

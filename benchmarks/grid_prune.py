@@ -81,7 +81,27 @@ def calibration(part: Part) -> list[dict[str, torch.Tensor]]:
     return [tensors(some, rows) for rows in batches(some, 32)]
 
 
-def teacher_loss(teacher: Any, part: Part) -> Callable[[torch.Tensor, dict[str, torch.Tensor], list[int]], Any]:
+def schedule_of(cell: PruneCell, data: Part) -> Any:
+    """The schedule of a cell that masks while it recovers: from 5 % to 60 % of the steps; None for the others."""
+    import dsee
+
+    if not cell.gradual:
+        return None
+    *_, rule = rules_of(cell)
+    return dsee.Gradual(
+        rule,
+        start=0.05,
+        end=0.6,
+        every=10 if cell.score == "movement" else 50,
+        law=cell.gradual,
+        regrow=cell.regrow,
+        calibration=calibration(data),
+    )
+
+
+def teacher_loss(
+    teacher: Any, part: Part, cell: PruneCell
+) -> Callable[[torch.Tensor, dict[str, torch.Tensor], list[int]], Any]:
     """The loss of a student whose teacher has answered every training sentence once."""
     import dsee
 
@@ -90,7 +110,8 @@ def teacher_loss(teacher: Any, part: Part) -> Callable[[torch.Tensor, dict[str, 
     with torch.no_grad():
         for some in batches(part, 64):
             answers[some] = logits(teacher, feed.batch(part, some), feed.start)
-    return lambda found, batch, some: dsee.distillation_loss(found, answers[some], batch["labels"])
+    how = dsee.Distillation(temperature=cell.temperature, alpha=cell.alpha)
+    return lambda found, batch, some: dsee.distillation_loss(found, answers[some], batch["labels"], distillation=how)
 
 
 def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
@@ -107,15 +128,18 @@ def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
     feed = Feed(model, Cell(cell.task))
     feed.start = 0
     unpruned = evaluate(model, data["test"], feed)[metric]
-    loss = teacher_loss(tuned(cell.task, cell.start, cell.seed), data["train"]) if cell.distill else None
+    loss = teacher_loss(tuned(cell.task, cell.start, cell.seed), data["train"], cell) if cell.distill else None
     dense = dsee.flops(model, 1, 128)
     torch.manual_seed(cell.seed)
-    report = dsee.prune(model, *rules_of(cell), calibration=calibration(data["train"]))
-    say(str(report).replace("\n", "; "))
+    schedule = schedule_of(cell, data["train"])
+    # what a schedule reaches has no accuracy without recovering
+    at_once = rules_of(cell)[: -1 if schedule else None]
+    if at_once:
+        say(str(dsee.prune(model, *at_once, calibration=calibration(data["train"]))).replace("\n", "; "))
     raw = evaluate(model, data["test"], feed)[metric]
-    left = dsee.flops(model, 1, 128)
     how = Cell(cell.task, lr=cell.lr, epochs=cell.epochs, seed=cell.seed)
-    log = train(model, how, feed, lambda text: say(f"    {text}"), loss or plain_loss)
+    log = train(model, how, feed, lambda text: say(f"    {text}"), loss or plain_loss, schedule)
+    left = dsee.flops(model, 1, 128)
     recovered = evaluate(model, data["test"], feed)[metric]
     return {
         "cell": asdict(cell),

@@ -82,9 +82,17 @@ def plain_loss(found: torch.Tensor, batch: dict[str, torch.Tensor], _: list[int]
 
 
 def train(
-    model: nn.Module, cell: Cell, feed: Feed, say: Callable[[str], None], loss: Callable[..., Any] = plain_loss
+    model: nn.Module,
+    cell: Cell,
+    feed: Feed,
+    say: Callable[[str], None],
+    loss: Callable[..., Any] = plain_loss,
+    gradual: Any = None,
 ) -> list[dict[str, float]]:
-    """Train a cell's model, leave it at the epoch that is best on the validation part, and return that part's log."""
+    """Train a cell's model, leave it at the epoch that is best on the validation part, and return that part's log.
+
+    With a ``dsee.Gradual`` only an epoch at whose end its masks are whole can be the best.
+    """
     data, metric = parts(cell.task, cell.train_size), TASKS[cell.task].metric
     torch.manual_seed(cell.seed)
     order = random.Random(cell.seed)
@@ -94,6 +102,10 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(cell, steps))
     log: list[dict[str, float]] = []
     best: dict[str, torch.Tensor] = {}
+    complete: list[float] = []
+    if gradual:
+        gradual.attach(model, steps)
+    made = 0
     for _ in range(cell.epochs):
         model.train()
         for rows in batches(data["train"], cell.batch, order):
@@ -103,10 +115,18 @@ def train(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            made += 1
+            if gradual:
+                gradual.step(model, made)
         log.append(evaluate(model, data["validation"], feed))
         say(f"epoch {len(log)}: validation {metric} {log[-1][metric]:.1f}")
-        if log[-1][metric] > max([entry[metric] for entry in log[:-1]], default=-101.0):
+        if gradual and not gradual.done:
+            continue
+        if log[-1][metric] > max(complete, default=-101.0):
             best = _state(model)
+        complete.append(log[-1][metric])
+    if gradual:
+        gradual.finish(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in best:

@@ -19,6 +19,10 @@ class PruneCell:
         score: what ranks.
         steps: cut in so many steps, scored afresh each time.
         distill: whether the unpruned model teaches.
+        temperature: of teacher and student.
+        alpha: the teacher's share of the loss.
+        gradual: "" masks at once, before recovering; "cubic" or "linear" while recovering.
+        regrow: with ``gradual``, whether masked weights may return.
         epochs: of recovering.
         lr: learning rate of recovering.
         seed: of the tuned model and of everything after.
@@ -32,6 +36,10 @@ class PruneCell:
     score: str = "fisher"
     steps: int = 1
     distill: bool = False
+    temperature: float = 2.0
+    alpha: float = 0.5
+    gradual: str = ""
+    regrow: bool = False
     epochs: int = 1
     lr: float = 1e-3
     seed: int = 0
@@ -66,8 +74,22 @@ def _first(task: str) -> list[PruneCell]:
     return [*best, *masks, *_distilled([best[-1], masks[-1]])]
 
 
+def _recovery(task: str) -> list[PruneCell]:
+    """What helps to recover: settings of the teacher, and masks that grow; one seed."""
+    half, most = PruneCell(task, cut="flops 0.5"), PruneCell(task, mask="blocks", ratio=0.7)
+    settings = [(2.0, 0.5), (2.0, 0.9), (4.0, 0.9), (1.0, 0.5)]
+    taught = [replace(c, distill=True, temperature=t, alpha=a) for c in (half, most) for t, a in settings]
+    growing = [
+        replace(most, score=score, gradual="cubic", regrow=regrow, distill=distill, alpha=0.9 if distill else 0.5)
+        for score, regrow in (("movement", False), ("fisher", False), ("movement", True))
+        for distill in (False, True)
+    ]
+    return [half, most, *taught, *growing, *[replace(c, epochs=3) for c in (most, growing[0], growing[1])]]
+
+
 LISTS: dict[str, list[PruneCell]] = {
     "first": _first("sst2"),
+    "recovery": _recovery("sst2"),
     **{
         f"{task}-{kind}-{seed}": make(task, seed)
         for seed, task, (kind, make) in product(range(3), ("sst2", "mrpc"), (("cuts", _cuts), ("masks", _masks)))

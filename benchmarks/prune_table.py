@@ -21,6 +21,8 @@ def described(cell: PruneCell) -> str:
     if cell.mask:
         pattern = {"weights": "single weights", "blocks": "4x1 blocks", "2:4": "2:4"}[cell.mask]
         words.append(f"{pattern} {cell.ratio:.0%}")
+    if cell.gradual:
+        words.append(f"{cell.gradual} while recovering" + (", weights may return" if cell.regrow else ""))
     if cell.steps > 1:
         words.append(f"in {cell.steps} steps")
     return ", ".join(words)
@@ -55,7 +57,7 @@ def _block(task: str, ways: list[list[tuple[PruneCell, dict[str, Any]]]]) -> str
         texts = [
             described(cell),
             cell.score,
-            "yes" if cell.distill else "no",
+            f"T {cell.temperature:g}, alpha {cell.alpha:g}" if cell.distill else "no",
             str(cell.epochs),
             f"{left:.0%}" + (" (effective)" if cell.mask else ""),
             *[_mean([r[key] for r in found]) for key in ("unpruned", "raw", "recovered")],

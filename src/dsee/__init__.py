@@ -21,6 +21,8 @@ from dsee.errors import (
 
 if TYPE_CHECKING:
     from dsee.artifact.load import load
+    from dsee.artifact.lora_export import export_lora
+    from dsee.artifact.lora_import import import_lora
     from dsee.artifact.save import save
     from dsee.measure.flops import flops
     from dsee.measure.latency import latency
@@ -42,7 +44,9 @@ if TYPE_CHECKING:
     from dsee.training.gradual import GradualCallback
     from dsee.training.teacher import DistillationTrainer
     from dsee.update.bake import bake_masks
+    from dsee.update.choose import choose_support
     from dsee.update.config import DseeConfig
+    from dsee.update.groups import parameter_groups
     from dsee.update.model import DseeModel
 
 _HOME = {
@@ -58,9 +62,11 @@ _HOME = {
     "Heads": "dsee.pruning",
     "Movement": "dsee.pruning",
     "Neurons": "dsee.pruning",
+    "export_lora": "dsee.artifact.lora_export",
     "NofM": "dsee.pruning",
     "Weights": "dsee.pruning",
     "add_gates": "dsee.pruning.gates",
+    "choose_support": "dsee.update.choose",
     "distillation_loss": "dsee.training.distillation",
     "bake_masks": "dsee.update.bake",
     "export_onnx": "dsee.runtime.onnx_export",
@@ -68,9 +74,11 @@ _HOME = {
     "fold_gates": "dsee.surgery",
     "gate_penalty": "dsee.pruning.gates",
     "history": "dsee.steps",
+    "import_lora": "dsee.artifact.lora_import",
     "latency": "dsee.measure",
     "load": "dsee.artifact.load",
     "merge": "dsee.surgery",
+    "parameter_groups": "dsee.update.groups",
     "parameters": "dsee.measure",
     "prune": "dsee.surgery",
     "register": "dsee.registration",
@@ -103,15 +111,19 @@ __all__ = [
     "__version__",
     "add_gates",
     "bake_masks",
+    "choose_support",
     "distillation_loss",
+    "export_lora",
     "export_onnx",
     "flops",
     "fold_gates",
     "gate_penalty",
     "history",
+    "import_lora",
     "latency",
     "load",
     "merge",
+    "parameter_groups",
     "parameters",
     "prune",
     "save",

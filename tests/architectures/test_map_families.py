@@ -10,9 +10,9 @@ from transformers import T5EncoderModel
 import dsee
 import dsee.architectures
 from conftest import adapted
+from cut_families import CONFIGS, DECODERS, HEADED, LINEARS, NAMES, T5S, build, task_type
 from dsee.architectures import layers, structure
 from dsee.update.layer import update_layers
-from families import CONFIGS, DECODERS, HEADED, LINEARS, NAMES, T5S, build, task_type
 
 GROUPED = ("llama", "llama with biases", "qwen2", "qwen3", "mistral")
 
@@ -76,8 +76,8 @@ def test_the_encoder_of_t5_alone_has_its_layers():
     assert views[2].crossing()[1] is views[2].module.layer[1].EncDecAttention.k
 
 
-DEFAULTS = dict.fromkeys(DECODERS, {"q_proj", "v_proj"}) | dict.fromkeys(T5S, {"q", "v"}) | {"gpt2": {"c_attn"}}
-DEFAULTS |= dict.fromkeys(("deberta-v2", "deberta-v3"), {"query_proj", "value_proj"})
+DEFAULTS = {key: {"q_proj", "v_proj"} for key in DECODERS} | {key: {"q", "v"} for key in T5S} | {"gpt2": {"c_attn"}}
+DEFAULTS |= {key: {"query_proj", "value_proj"} for key in ("deberta-v2", "deberta-v3")}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,10 +9,10 @@ from transformers import AutoConfig
 
 import dsee
 from conftest import adapted
+from cut_families import DECODERS, HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 from dsee.architectures import structure
 from dsee.pruning import LayerPlan
 from dsee.surgery import cut
-from families import DECODERS, HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 
 
 def unevenly_cut(name, model=None):
@@ -95,3 +95,91 @@ def test_a_t5_whose_configuration_claims_fewer_heads_is_refused(tmp_path):
     edit_config(out, dsee_structure={"heads": [3, 4, 4], "neurons": [35, 39, 13]})
     with pytest.raises(dsee.ArtifactError, match="heads of this family cannot be cut"):
         dsee.load(out)
+
+
+STOCK = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+torch.set_num_threads(1)
+said = {}
+for folder in sys.argv[1:]:
+    auto = AutoModelForSeq2SeqLM if "t5" in folder else AutoModelForCausalLM
+    model = auto.from_pretrained(folder).eval()
+    ids = torch.arange(5, 11)[None]
+    with torch.no_grad():
+        logits = model(input_ids=ids, **({"decoder_input_ids": ids} if "t5" in folder else {})).logits
+    said[folder] = [type(model).__module__, logits.tolist(), model.generate(input_ids=ids, max_new_tokens=5).tolist()]
+assert "dsee" not in sys.modules
+print("\\n" + json.dumps(said))
+"""
+UNIFORM = ("llama", "qwen2", "qwen3", "mistral", "t5", "t5 gated")
+
+
+def uniformly_cut(name, heads=2):
+    model = build(name)
+    cut(model, [LayerPlan((0, 1, 3)[:heads] if name in HEADED else (), tuple(range(8)))] * 3)
+    return model
+
+
+def test_a_uniform_cut_is_a_stock_checkpoint(tmp_path):
+    models = {name: uniformly_cut(name) for name in UNIFORM}
+    folders = {name: dsee.save(model, tmp_path / name) for name, model in models.items()}
+    said = json.loads(run_python("-c", STOCK, *map(str, folders.values())).splitlines()[-1])
+    for name, model in models.items():
+        ids = torch.arange(5, 11)[None]
+        with torch.no_grad():
+            logits = model(input_ids=ids, **({"decoder_input_ids": ids} if name in T5S else {})).logits
+        module, stock, written = said[str(folders[name])]
+        assert module.startswith("transformers.")
+        assert torch.equal(torch.tensor(stock), logits)
+        assert written == model.generate(input_ids=ids, max_new_tokens=5).tolist()
+
+
+@pytest.mark.parametrize("name", UNIFORM)
+def test_a_stock_checkpoint_is_an_artifact_like_others(name, tmp_path):
+    model = uniformly_cut(name)
+    first = dsee.save(model, tmp_path / "first")
+    loaded = dsee.load(first)
+    assert structure(loaded) == structure(model)
+    assert torch.equal(answer(loaded, name), answer(model, name))
+    assert bytes_of(first) == bytes_of(dsee.save(loaded, tmp_path / "second"))
+    dsee.prune(loaded, dsee.Neurons(explicit={0: [0]}))
+    again = dsee.load(dsee.save(loaded, tmp_path / "third"))
+    assert again.config.model_type.startswith("dsee_")
+    assert torch.equal(answer(again, name), answer(loaded, name))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_uniform_cut_that_no_stock_class_can_hold_has_a_type_of_its_own(name, tmp_path):
+    # three of four times two heads on a width of 32: more than Llama's configuration accepts
+    model = uniformly_cut(name, heads=1)
+    loaded = dsee.load(dsee.save(model, tmp_path / "out"))
+    assert loaded.config.model_type == "dsee_" + model.config.model_type
+    assert torch.equal(answer(loaded, name), answer(model, name))
+
+
+def test_an_uneven_model_that_becomes_uniform_becomes_stock(tmp_path):
+    model = build("qwen3")
+    cut(model, [LayerPlan(neurons=(0,)), LayerPlan(), LayerPlan()])
+    loaded = dsee.load(dsee.save(model, tmp_path / "uneven"))
+    assert loaded.config.model_type == "dsee_qwen3"
+    dsee.prune(loaded, dsee.Neurons(explicit=[[], [0], [0]]))
+    again = dsee.load(dsee.save(loaded, tmp_path / "uniform"))
+    assert again.config.model_type == "qwen3"
+    assert torch.equal(answer(again, "qwen3"), answer(loaded, "qwen3"))
+
+
+@pytest.mark.parametrize(
+    ("name", "auto"),
+    [
+        ("gpt2", "AutoModelForCausalLM"),
+        ("t5", "AutoModelForSeq2SeqLM"),
+        ("deberta-v3", "AutoModelForSequenceClassification"),
+    ],
+)
+def test_the_card_names_the_auto_class(name, auto, tmp_path):
+    model = build(name)
+    dsee.prune(model, dsee.Neurons(explicit=[[0], [], [3]]))
+    said = (dsee.save(model, tmp_path / "out") / "README.md").read_text()
+    assert f"transformers.{auto}.from_pretrained" in said
+    assert "neurons as named" in said

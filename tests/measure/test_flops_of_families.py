@@ -7,7 +7,7 @@ from flop_oracle import counted
 
 import dsee
 from conftest import VOCABULARY, adapted
-from families import CONFIGS, HEADED, LINEARS, NAMES, T5S, build, inputs, task_type
+from cut_families import CONFIGS, HEADED, LINEARS, NAMES, T5S, build, inputs, task_type
 
 
 def cut(model, name):
@@ -82,3 +82,9 @@ def test_shared_keys_and_values_by_hand():
     assert found.feed_forward == 3 * 2 * 20 * 3 * 32 * 40
     # the head is tied to the embeddings, and computed all the same
     assert found.rest == 2 * 20 * 32 * VOCABULARY
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_can_be_timed(name):
+    for model in (build(name), build(name, task="SEQ_CLS")):
+        assert dsee.latency(model, batch=2, sequence=8, runs=1, warmup=0).p50_ms > 0

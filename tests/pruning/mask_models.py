@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from conftest import adapted, batch, tiny_bert
+from cut_families import build
 from dsee.pruning.targets import mask_targets
-from families import build
 
 #: 36 x 36 and 42 x 36: no multiples of 5, 8 or 16.
 RAGGED = {"hidden_size": 36, "num_hidden_layers": 2, "intermediate_size": 42}

@@ -7,12 +7,12 @@ from torch import nn
 
 import dsee
 from conftest import FAMILIES, adapted, tiny_bert
+from cut_families import NAMES, build, task_type
 from dsee.architectures import layers
 from dsee.pruning import apply_masks, masks_for
 from dsee.pruning.masks import bare, masked_linears
 from dsee.pruning.targets import mask_targets
 from dsee.pruning.weight_scores import WeightScoreInput, check_weight_score
-from families import NAMES, build, task_type
 
 #: Linears of one layer; of T5's two encoder layers and its decoder layer.
 COUNT = dict.fromkeys(FAMILIES, 6) | {"deberta-v3": 6, "deberta-v2": 8, "gpt2": 4}

@@ -7,10 +7,10 @@ import torch
 
 import dsee
 from conftest import batch, logits, tiny_bert
+from cut_families import build
 from dsee.architectures import structure
 from dsee.pruning import LayerPlan, plan_for
 from dsee.surgery import cut
-from families import build
 
 
 @pytest.mark.parametrize("explicit", [{0: [3, 1], 2: (0,)}, [[1, 3], [], [0]], {"2": [0], "0": [1, 3, 3]}])

@@ -6,8 +6,8 @@ from score_oracle import assert_scores, delta, score
 
 import dsee
 from conftest import adapted
+from cut_families import HEADED, LINEARS, NAMES, T5S, build, inputs, task_type
 from dsee.architectures import layers
-from families import HEADED, LINEARS, NAMES, T5S, build, inputs, task_type
 
 SIZE = 8
 

@@ -6,11 +6,11 @@ from mask_oracle import ALL_LINEARS, strong, weight, zeroed
 
 import dsee
 from conftest import FAMILIES
+from cut_families import answer, build
 from dsee.architectures import layers
 from dsee.pruning import LayerPlan
 from dsee.pruning.masks import get_mask, set_mask
 from dsee.surgery import cut
-from families import answer, build
 
 BIASED = [*sorted(FAMILIES), "deberta-v2", "gpt2", "llama with biases"]
 NEURONS = LayerPlan(neurons=(0, 3, 39))

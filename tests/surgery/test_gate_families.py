@@ -7,11 +7,11 @@ import torch
 from mask_oracle import TOLERANCE, strong, zeroed
 
 import dsee
+from cut_families import HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 from dsee.architectures import layers, structure
 from dsee.pruning.costs import counted
 from dsee.pruning.gates import gate_parameters, has_gates
 from dsee.surgery import timing
-from families import HEADED, LINEARS, NAMES, T5S, answer, build, inputs, task_type
 
 
 def gated(name):

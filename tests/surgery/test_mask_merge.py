@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 import dsee
 from conftest import adapted, logits, tiny_bert
+from cut_families import answer, build, task_type
 from dsee.pruning import get_mask, hold, masked_linears, set_mask
 from dsee.pruning.blocks import block_sums
 from dsee.pruning.masks import oriented
 from dsee.pruning.targets import mask_targets
-from families import answer, build, task_type
 from update.models import close, dense_update, scrambled, train_step
 
 RULES = {
@@ -133,7 +133,8 @@ def test_the_share_of_the_update_that_is_dropped_is_said(name):
     lost = total = 0.0
     for target in mask_targets(model):
         if target.has_update:
-            delta = dense_update(target.linear)
+            delta = target.linear.get_delta_weight("default")
+            delta = delta.T if target.linear.transposed else delta
             lost, total = lost + float(delta[~target.mask].square().sum()), total + float(delta.square().sum())
     with pytest.warns(UserWarning, match=re.escape(f"{(lost / total) ** 0.5:.1%} of the update's norm")):
         dsee.merge(model)

@@ -7,12 +7,12 @@ import torch
 
 import dsee
 from conftest import adapted, batch, logits, tiny_bert
+from cut_families import HEADED, answer, build, task_type
 from dsee.architectures import layers
 from dsee.pruning import get_mask, masked_linears, masks_for, set_mask
 from dsee.pruning.blocks import block_sums
 from dsee.pruning.masks import bare, oriented
 from dsee.pruning.targets import mask_targets
-from families import HEADED, answer, build, task_type
 from update.models import scrambled, train_step
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}

@@ -111,9 +111,9 @@ def test_gradcheck_of_the_matrix_products(monkeypatch):
 
 
 def test_many_entries_and_tokens_are_multiplied_as_a_matrix_and_few_are_gathered():
-    assert sparse_product._many(n=200, tokens=64, out_features=100, in_features=100)
-    assert not sparse_product._many(n=199, tokens=64, out_features=100, in_features=100)
-    assert not sparse_product._many(n=200, tokens=63, out_features=100, in_features=100)
+    assert sparse_product._many(n=150, tokens=64, out_features=100, in_features=100)
+    assert not sparse_product._many(n=149, tokens=64, out_features=100, in_features=100)
+    assert not sparse_product._many(n=150, tokens=63, out_features=100, in_features=100)
 
 
 def test_nothing_dense_and_nothing_per_entry_is_kept_for_the_backward():

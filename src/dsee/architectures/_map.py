@@ -41,6 +41,8 @@ class Architecture:
         width_attributes: attributes of ``attention`` that hold heads x head size.
         neurons_attributes: paths of attributes that count neurons.
         fixed_heads: why heads cannot be cut, if so.
+        uniform: fields of the configuration that describe a model with the same cut in every layer, each with the
+            property of a layer it holds; a model that a stock class can rebuild from them is saved as a stock model.
         model_types: other ``model_type`` values with the same layout.
     """
 
@@ -64,6 +66,7 @@ class Architecture:
     width_attributes: tuple[str, ...] = ()
     neurons_attributes: tuple[str, ...] = ()
     fixed_heads: str = ""
+    uniform: tuple[tuple[str, str], ...] = ()
     model_types: tuple[str, ...] = field(default=())
 
     @property

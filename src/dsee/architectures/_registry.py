@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -81,19 +82,19 @@ def layers(model: nn.Module) -> list[LayerView]:
     """
     architecture = find(model)
     paths = (architecture.layers,) if isinstance(architecture.layers, str) else architecture.layers
-    body, found = base_model(model), []
+    body, stacks = base_model(model), []
     for path in paths:
         try:
-            found += list(submodule(body, path))
+            stacks.append(list(submodule(body, path)))
         except AttributeError:
             # an encoder alone, of a family that has both
             continue
-    if not found:
+    if not stacks:
         raise ArchitectureError(
             f"{type(plain_model(model)).__name__} has no {' or '.join(map(repr, paths))}, where the map of "
             f"{architecture.name!r} expects its layers."
         )
-    return [LayerView(i, layer, architecture) for i, layer in enumerate(found)]
+    return [LayerView(i, layer, architecture) for i, layer in enumerate(chain(*stacks))]
 
 
 def structure(model: nn.Module) -> dict[str, list[int]]:

@@ -44,10 +44,21 @@ def submodule(root: nn.Module, path: str) -> Any:
 
 
 def _oriented(linear: Any) -> torch.Tensor:
-    """The bare weight of a linear with or without an update, as (out, in), a view without a gradient."""
+    """The bare weight of a linear with or without an update, as (out, in), without a gradient; a view if plain."""
+    if hasattr(linear, "base_weight"):
+        # a layer with updates can read a quantised weight too
+        weight: torch.Tensor = linear.base_weight()
+        return weight.detach()
+    weight = linear.weight.detach()
+    return weight.T if type(linear).__name__ == "Conv1D" else weight
+
+
+def _outputs(linear: Any) -> int:
+    """Output width of a linear with or without an update; a quantised weight's own shape may be another."""
     base = linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear
-    weight: torch.Tensor = base.weight.detach()
-    return weight.T if type(base).__name__ == "Conv1D" else weight
+    if type(base).__name__ == "Conv1D":
+        return int(base.weight.shape[1])
+    return int(getattr(base, "out_features", base.weight.shape[0]))
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ class LayerView:
         Args:
             name: the part.
         """
-        height = _oriented(self.part(name)).shape[0]
+        height = _outputs(self.part(name))
         for parts in _SHARING:
             if name in parts:
                 path = getattr(self.architecture, name)
@@ -173,6 +184,11 @@ class LayerView:
     def queries_per_head(self) -> int:
         """Query heads that go with each of them: 1 unless they share keys and values."""
         return self._height("query") // self._height("key")
+
+    @property
+    def query_heads(self) -> int:
+        """Query heads now."""
+        return self.heads * self.queries_per_head
 
     @property
     def neurons(self) -> int:

@@ -19,6 +19,12 @@ LLAMA = register(
         attention="self_attn",
         head_size="head_dim",
         neurons_attributes=("mlp.intermediate_size",),
+        uniform=(
+            ("num_attention_heads", "query_heads"),
+            ("num_key_value_heads", "heads"),
+            ("head_dim", "head_size"),
+            ("intermediate_size", "neurons"),
+        ),
         model_types=("qwen2", "qwen3", "mistral"),
     )
 )

@@ -18,6 +18,7 @@ T5 = register(
         head_size="key_value_proj_dim",
         cross="layer.1.EncDecAttention",
         fixed_heads="the first block computes one relative-position bias for the heads of all blocks",
+        uniform=(("d_ff", "neurons"),),
         model_types=("mt5",),
     )
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsee.artifact.auto import auto_class
 from dsee.steps import Step
 
 _HEAD = """---
@@ -83,7 +84,7 @@ def card(
     way = "adapted" if adapted else "cut" if structure else "stock"
     parameters = sum(p.numel() for p in model.parameters())
     summary = f"A {type(model).__name__} of {parameters / 1e6:.1f} M parameters, made with dsee."
-    auto = "AutoModel" + ("For" + type(model).__name__.split("For", 1)[1] if "For" in type(model).__name__ else "")
+    auto = auto_class(model)
     text = _HEAD.format(
         title=f"{type(model).__name__} ({model_type})",
         summary=summary,

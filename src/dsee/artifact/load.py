@@ -35,13 +35,18 @@ def load(folder: str | Path, *, trainable: bool = False, **kwargs: Any) -> Any:
 
     Raises:
         ArtifactError: the folder is missing, damaged, foreign or too new; the message names the file.
-        InputError: the folder holds an ONNX model.
+        InputError: the folder holds an ONNX model or a LoRA adapter.
     """
     folder = Path(folder)
     heal(folder.resolve(), owned_entries)
     manifest = verify(folder, read_manifest(folder))
     if manifest.kind == "onnx":
         raise InputError(f"{folder} holds an ONNX model. Use dsee.runtime.OnnxModel(folder), or `dsee predict`.")
+    if manifest.kind == "lora":
+        raise InputError(
+            f"{folder} holds a LoRA adapter without its base. Use peft.PeftModel.from_pretrained(base, folder), or "
+            "dsee.import_lora(base, folder) to go on tuning it as an update."
+        )
     try:
         model = _load_base(folder, kwargs)
         if MASKS in manifest.files:

@@ -49,8 +49,8 @@ def plan_for(model: nn.Module, rule: Rule, calibration: Iterable[Batch] | None =
         ArchitectureError: the family has no map, or its heads cannot be removed.
     """
     views = layers(model)
-    if rule.unit == "heads":
-        views[0].refuse_fixed_heads("prune")
+    for view in views if rule.unit == "heads" else []:
+        view.refuse_fixed_heads("prune")
     sizes = [view.heads if rule.unit == "heads" else view.neurons for view in views]
     if isinstance(rule.explicit, Mapping):
         return _as_named(rule.explicit, rule, sizes)

@@ -113,7 +113,7 @@ def note_head_count(view: LayerView) -> None:
     """
     attention: Any = view.part("attention")
     for name in view.architecture.heads_attributes:
-        setattr(attention, name, view.heads * view.queries_per_head)
+        setattr(attention, name, view.query_heads)
     for name in view.architecture.width_attributes:
         setattr(attention, name, view.heads * view.width("query"))
 

@@ -62,6 +62,7 @@ def _select_base(base: Any, keep: torch.Tensor, dim: int) -> None:
 
 def _reindexed(sparse: SparseDelta, keep: torch.Tensor, dim: int) -> SparseDelta | None:
     """S2 on the smaller matrix: entries in removed rows or columns go, the others get new positions."""
+    sparse.check()
     sizes = [sparse.out_features, sparse.in_features]
     keep = keep.to(sparse.indices.device)
     new_place = torch.full((sizes[dim],), -1, dtype=torch.int64, device=keep.device)

@@ -31,16 +31,21 @@ from dsee.pruning.mask_order import shapes_after
 from dsee.pruning.mask_plan import check_mask_rule
 from dsee.pruning.schedule import Calibration
 from dsee.steps import record
+from dsee.support import needs_gradient
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
 from dsee.training.distillation import Distillation
-from dsee.training.fit import evaluate, fit, set_dropout, steps_of
+from dsee.training.fit import evaluate, fit, set_attention_dropout, set_dropout, steps_of
 from dsee.training.gates import GateCallback
+from dsee.training.prefix_cache import frozen_prefix
 from dsee.training.progress import Bar
-from dsee.training.recipe import RecoverSpec, TrainSpec
+from dsee.training.recipe import RecoverSpec, TrainSpec, UpdateSpec
 from dsee.training.setting import Setting
+from dsee.update import DseeConfig
 
 CALIBRATION_BATCH = 32
+#: How many sentences of the training part choose a support by gradients.
+SUPPORT_SENTENCES = 512
 
 
 def _fit_and_test(
@@ -54,9 +59,8 @@ def _fit_and_test(
     teacher: Any = None,
     schedule: Gradual | None = None,
 ) -> dict[str, Any]:
-    if setting.recipe.base_dropout is not None:
-        set_dropout(model, setting.recipe.base_dropout)
-    parts = setting.parts
+    _set_dropouts(setting, model)
+    recipe, parts = setting.recipe, setting.parts
     bar.note(f"{parameters(model).trainable_share:.2%} trainable")
     distillation = Distillation(**spec.distill.model_dump()) if isinstance(spec, RecoverSpec) and spec.distill else None
     keeper = fit(
@@ -67,6 +71,8 @@ def _fit_and_test(
         spec,
         seed=seed,
         bar=bar,
+        group_by_length=recipe.group_by_length,
+        cache_prefix=recipe.cache_prefix,
         teacher=teacher,
         distillation=distillation,
         schedule=schedule,
@@ -109,6 +115,18 @@ def _zeros(model: Any) -> dict[str, Any]:
     return {"zeros": 1 - sum(int(mask.sum()) for mask in masks) / weights} if weights else {}
 
 
+def _config(seed: int, update: UpdateSpec) -> DseeConfig:
+    return DseeConfig(task_type="SEQ_CLS", seed=seed, **update.model_dump())
+
+
+def _set_dropouts(setting: Setting, model: Any) -> None:
+    recipe = setting.recipe
+    if recipe.base_dropout is not None:
+        set_dropout(model, recipe.base_dropout)
+    if recipe.attention_dropout is not None:
+        set_attention_dropout(model, recipe.attention_dropout)
+
+
 def tune_total(setting: Setting) -> int:
     """Steps of the bar of :func:`tune`."""
     return steps_of(setting.recipe.tune, len(setting.parts["train"])) + len(setting.parts["test"])
@@ -123,8 +141,11 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
 
     recipe = setting.recipe
     set_seed(recipe.seed)
-    config = dsee.DseeConfig(task_type="SEQ_CLS", seed=recipe.seed, **recipe.update.model_dump())
+    config = _config(recipe.seed, recipe.update)
     model = get_peft_model(setting.new_model(), config)
+    if needs_gradient(config.support):
+        rows = batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, SUPPORT_SENTENCES)
+        dsee.choose_support(model, calibration=[batch for _, batch in rows])
     if recipe.gates:
         dsee.add_gates(model, heads=recipe.gates.heads, neurons=recipe.gates.neurons)
     results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
@@ -216,6 +237,14 @@ def preflight(setting: Setting) -> None:
     schedule = schedule_of(setting)
     if schedule:
         schedule.span(steps_of(setting.recipe.recover, setting.data.sizes["train"]))
+    if setting.recipe.cache_prefix:
+        from peft import get_peft_model
+
+        # the smallest update on the same layers: the support needs weights to be searched in
+        wanted = setting.recipe.update.model_copy(update={"r": 1, "n_sparse": 0})
+        model = get_peft_model(empty, _config(setting.recipe.seed, wanted))
+        _set_dropouts(setting, model)
+        frozen_prefix(model)
 
 
 def prune_total(setting: Setting) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,15 +14,19 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from dsee.architectures import layers
+from dsee.errors import InputError
 from dsee.modes import evaluating
 from dsee.pruning import Gradual
 from dsee.tasks.encode import Encoded, predict
 from dsee.tasks.metrics import classification_metrics
 from dsee.training.distillation import Distillation
 from dsee.training.gradual import GradualCallback
+from dsee.training.prefix_cache import prefix_cache
 from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
 from dsee.training.teacher import DistillationTrainer, Taught, collate_taught
+from dsee.update.groups import parameter_groups
 
 
 def torch_logits(model: Any) -> Any:
@@ -63,6 +69,26 @@ def set_dropout(model: nn.Module, p: float) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "dsee_dropout" not in name:
             module.p = p
+
+
+def set_attention_dropout(model: nn.Module, p: float) -> None:
+    """Set the dropout of the attention weights, which keeps attention off its fast path.
+
+    Args:
+        model: a model of a mapped family.
+        p: probability of dropping.
+
+    Raises:
+        ArchitectureError: the family has no map.
+    """
+    for view in layers(model):
+        attention = view.part("attention")
+        if hasattr(attention, "attention_dropout"):
+            attention.attention_dropout = p
+        for name, module in attention.named_children():
+            # GPT-2 has the dropout of the block's output in the same module
+            if isinstance(module, nn.Dropout) and not name.startswith("resid"):
+                module.p = p
 
 
 class KeepBest(TrainerCallback):
@@ -127,9 +153,12 @@ def fit(
     *,
     seed: int,
     bar: Bar,
+    group_by_length: bool = True,
+    cache_prefix: bool = False,
     teacher: Any = None,
     distillation: Distillation | None = None,
     schedule: Gradual | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
 
@@ -141,54 +170,93 @@ def fit(
         spec: epochs, learning rate and so on.
         seed: decides the order of the batches and the dropout.
         bar: advanced by one for each step, and by one for each sentence a teacher answers beforehand.
+        group_by_length: put sentences of like length into a batch.
+        cache_prefix: run the frozen layers below the first trained one only once, see
+            :mod:`dsee.training.prefix_cache`.
         teacher: the dense tuned model, if this one is to learn from it too.
         distillation: how.
         schedule: masks that grow on the way; only epochs at whose end its rule holds can be the best one.
+        callbacks: more of Trainer's, called before the evaluation at the end of an epoch.
 
     Returns:
         The callback, with the validation metrics of each epoch.
+
+    Raises:
+        InputError: ``cache_prefix`` where the lower layers are not the same in every epoch.
     """
-    set_seed(seed)
-    collate = DataCollatorWithPadding(tokenizer)
-    keeper = KeepBest(validation, collate, bar, spec.patience, schedule)
-    callbacks: list[TrainerCallback] = [keeper] if schedule is None else [GradualCallback(schedule), keeper]
-    cached = distillation is not None and not distillation.hidden
-    rows = _taught(teacher, train, collate, bar) if cached else train
-    with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=spec.epochs,
-            learning_rate=spec.learning_rate,
-            per_device_train_batch_size=spec.batch_size,
-            warmup_steps=math.ceil(spec.warmup * steps_of(spec, len(train))),
-            weight_decay=spec.weight_decay,
-            max_grad_norm=spec.max_grad_norm,
-            lr_scheduler_type="linear",
-            train_sampling_strategy="group_by_length",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            seed=seed,
-            label_names=["labels"],
-            dataloader_pin_memory=torch.cuda.is_available(),
-            # a teacher's answers are in the rows, and no argument of the model
-            remove_unused_columns=not isinstance(rows, Taught),
+    if cache_prefix and (schedule is not None or (distillation is not None and distillation.hidden)):
+        raise InputError(
+            "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
+            "Set cache_prefix: false."
         )
-        common = {"model": model, "args": arguments, "callbacks": callbacks}
-        trainer = _trainer(common, rows, collate, teacher, distillation)
-        # prints a line of its own for each log
-        trainer.remove_callback(_printer())
-        trainer.train()
+    parts, collate = [train, validation], DataCollatorWithPadding(tokenizer)
+    taught = _taught(teacher, train, collate, bar) if distillation is not None and not distillation.hidden else None
+    growing = [] if schedule is None else [GradualCallback(schedule)]
+    with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
+        keeper = KeepBest(parts[1], collate, bar, spec.patience, schedule)
+        rows = Taught(parts[0], taught.answers) if taught else parts[0]
+        common = {"model": model, "callbacks": [*growing, *callbacks, keeper]}
+        with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
+            # a teacher's answers and the number of stored states are in the rows, and no arguments of the model
+            plain = taught is None and not cache_prefix
+            arguments = _arguments(scratch, spec, len(train), seed, group_by_length, remove_unused_columns=plain)
+            trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
+            # prints a line of its own for each log
+            trainer.remove_callback(_printer())
+            set_seed(seed)
+            trainer.train()
     _restore(model, keeper.state)
     model.eval()
     return keeper
 
 
+def _arguments(
+    scratch: str, spec: TrainSpec, examples: int, seed: int, group_by_length: bool, **more: Any
+) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=spec.epochs,
+        learning_rate=spec.learning_rate,
+        per_device_train_batch_size=spec.batch_size,
+        warmup_steps=math.ceil(spec.warmup * steps_of(spec, examples)),
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        lr_scheduler_type="linear",
+        train_sampling_strategy="group_by_length" if group_by_length else "random",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **more,
+    )
+
+
+def groups_of(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
+    """Return the optimizer's groups of one stage, see :func:`dsee.parameter_groups`.
+
+    Args:
+        model: the model.
+        spec: the stage's learning rates and weight decay.
+    """
+    return parameter_groups(
+        model,
+        spec.learning_rate,
+        up_ratio=spec.up_ratio,
+        sparse_lr=spec.sparse_learning_rate,
+        head_lr=spec.head_learning_rate,
+        weight_decay=spec.weight_decay,
+    )
+
+
 def _trainer(
-    common: dict[str, Any], rows: Any, collate: Any, teacher: Any, distillation: Distillation | None
+    common: dict[str, Any], rows: Any, collate: Any, spec: TrainSpec, teacher: Any, distillation: Distillation | None
 ) -> Trainer:
     """A plain Trainer, or one with a teacher, or with the answers of one if these are enough."""
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(common["args"])
+    common = common | {"optimizers": (kind(groups_of(common["model"], spec), **settings), None)}
     if distillation is None:
         return Trainer(train_dataset=rows, data_collator=collate, **common)
     if isinstance(rows, Taught):

@@ -29,6 +29,7 @@ class UpdateSpec(Section):
     r: Annotated[int, Field(ge=0)] = 8
     alpha: Annotated[float, Field(gt=0)] = 32.0
     n_sparse: Annotated[int, Field(ge=0)] = 64
+    use_rslora: bool = False
     support: str = "grebsmo"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: list[str] | str | None = None
@@ -41,16 +42,22 @@ class TrainSpec(Section):
 
     Attributes:
         epochs: passes over the training part.
-        learning_rate: peak, reached after the warm-up and falling linearly to 0.
+        learning_rate: peak, reached after the warm-up and falling linearly to 0; of V, and of all that has none below.
+        up_ratio: U's learning rate over V's.
+        sparse_learning_rate: of S2.
+        head_learning_rate: of the task head and other modules trained in full.
         batch_size: sentences per step.
         warmup: share of the steps.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW; S2, biases and norms have none.
         max_grad_norm: gradient clipping.
         patience: stop after so many epochs without a better validation accuracy; None runs all epochs.
     """
 
     epochs: Positive = 3
     learning_rate: Rate = 5e-4
+    up_ratio: Annotated[float, Field(gt=0)] = 1.0
+    sparse_learning_rate: Rate | None = None
+    head_learning_rate: Rate | None = None
     batch_size: Positive = 32
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -272,6 +279,10 @@ class Recipe(Section):
         max_length: longest input in tokens.
         base_dropout: dropout inside the frozen base while tuning; None keeps the model's own. 0 saves about a quarter
             of the time, since a small update hardly overfits.
+        attention_dropout: dropout of the attention weights alone; None leaves it to ``base_dropout``.
+        group_by_length: put sentences of like length into a batch, so that little is padded.
+        cache_prefix: run the frozen layers below the first adapted one once instead of in every epoch; needs
+            ``update.layers_to_transform`` without the first layer, and no dropout below.
     """
 
     model: str
@@ -288,6 +299,9 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     max_length: Positive = 128
     base_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    group_by_length: bool = True
+    cache_prefix: bool = False
 
     @model_validator(mode="after")
     def _someone_to_teach(self) -> Recipe:

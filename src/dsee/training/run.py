@@ -15,6 +15,9 @@ from dsee.training.recipe import PruneSpec, Recipe
 from dsee.training.setting import Setting
 from dsee.training.stage import StageRecord, fingerprint
 
+#: Keys of the recipe that decide what tuning finds.
+TUNED_BY = {"model", "update", "tune", "base_dropout", "attention_dropout", "group_by_length", "cache_prefix", "gates"}
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -64,12 +67,6 @@ class _Runner:
         self.results[name] = found
 
 
-def _tuning(recipe: Recipe) -> list[Any]:
-    """What of the recipe the tuned model depends on."""
-    gates = [recipe.gates.model_dump()] if recipe.gates else []
-    return [recipe.model, recipe.update.model_dump(), recipe.tune.model_dump(), recipe.base_dropout, *gates]
-
-
 def run(
     recipe: Recipe,
     *,
@@ -105,7 +102,11 @@ def run(
         return len(setting.parts["test"])
 
     runner.stage(
-        "tune", _tuning(recipe), [tuned], lambda: chain.tune_total(setting), lambda bar: chain.tune(setting, bar, tuned)
+        "tune",
+        recipe.model_dump(include=TUNED_BY),
+        [tuned],
+        lambda: chain.tune_total(setting),
+        lambda bar: chain.tune(setting, bar, tuned),
     )
     variants, last = {"dense": tuned}, tuned
     if recipe.prune:

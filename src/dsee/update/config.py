@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftConfig
 
 from dsee.errors import InputError
-from dsee.support._registry import check_rule
+from dsee.support import EXPLICIT, check_rule
 from dsee.update.fused import check_parts
 from dsee.update.targets import check_expression
 
@@ -22,7 +23,7 @@ class DseePeftType(enum.StrEnum):
 
 @dataclass
 class DseeConfig(PeftConfig):
-    """What is trained: dW = s (U V + S2), s = alpha / r, for each target matrix.
+    """What is trained: dW = s (U V + S2), s = alpha / r (or alpha / sqrt(r)), for each target matrix.
 
     ``r=0`` trains S2 alone (then s = 1), ``n_sparse=0`` is plain LoRA; both 0 is an error. Fields that PEFT already has
     keep PEFT's meaning.
@@ -32,8 +33,14 @@ class DseeConfig(PeftConfig):
             default.
         r: rank of U V.
         alpha: the update is scaled by alpha / r.
+        use_rslora: scale by alpha / sqrt(r) instead, so that a larger r does not shrink the update
+            (Kalajdzievski 2023).
         n_sparse: N, the number of trained entries of S2 per matrix.
-        support: the rule that chooses where S2 may be non-zero; ``dsee.support.rules()`` lists them.
+        support: the rule that chooses where S2 may be non-zero; ``dsee.support.rules()`` lists them. "gradient" waits
+            for ``dsee.choose_support(model, calibration=batches)``; "explicit" takes ``positions``.
+        positions: module name (or regular expression) -> flat positions ``row * in + column``, or (row, column) pairs,
+            in (out, in) orientation; for ``support="explicit"``. A target module that is not named gets no S2.
+        within_mask: choose among the weights that the base's mask keeps, or without a mask among those not zero.
         seed: seeds the choice of the support and nothing else.
         dropout: dropout on the update's input.
         rank_pattern: module name (or regular expression) -> r for that module.
@@ -60,8 +67,11 @@ class DseeConfig(PeftConfig):
     target_modules: list[str] | set[str] | str | None = field(default=None)
     r: int = field(default=8)
     alpha: float = field(default=32.0)
+    use_rslora: bool = field(default=False)
     n_sparse: int = field(default=64)
     support: str = field(default="grebsmo")
+    positions: dict[str, Any] = field(default_factory=dict)
+    within_mask: bool = field(default=False)
     seed: int = field(default=0)
     dropout: float = field(default=0.0)
     rank_pattern: dict[str, int] = field(default_factory=dict)
@@ -84,6 +94,8 @@ class DseeConfig(PeftConfig):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
+        # plain lists, which JSON keeps
+        self.positions = {name: _plain(given) for name, given in (self.positions or {}).items()}
         self._check()
 
     def _check(self) -> None:
@@ -110,6 +122,25 @@ class DseeConfig(PeftConfig):
         for name, parts in (self.fused_parts or {}).items():
             check_parts(f"fused_parts[{name!r}]", parts)
         check_rule(self.support)
+        self._check_positions()
+
+    def _check_positions(self) -> None:
+        if self.positions and self.support != EXPLICIT:
+            raise InputError(f"positions are given, but support={self.support!r} would choose. Set support='explicit'.")
+        for name, given in self.positions.items():
+            if not isinstance(given, list):
+                raise InputError(f"positions[{name!r}]={given!r} has to be a list of positions or (row, column) pairs.")
+
+    def scaling(self, rank: int, alpha: float) -> float:
+        """Return s: alpha / r, alpha / sqrt(r) with ``use_rslora``, 1 without a low-rank part.
+
+        Args:
+            rank: r of the matrix.
+            alpha: alpha of the matrix.
+        """
+        if not rank:
+            return 1.0
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def _with_pattern(self, name: str, pattern: str) -> list[tuple[str, Any]]:
         """A field and its exceptions, each under the name to complain about."""
@@ -136,8 +167,17 @@ class DseeConfig(PeftConfig):
             save_directory: the folder, made if missing.
             **kwargs: passed on to PEFT.
         """
-        fresh, self.support_stored = self.support_stored, True
+        fresh = self.support_stored, self.positions
+        # the positions are among the weights, where a cut keeps them up to date
+        self.support_stored, self.positions = True, {}
         try:
             super().save_pretrained(save_directory, **kwargs)
         finally:
-            self.support_stored = fresh
+            self.support_stored, self.positions = fresh
+
+
+def _plain(given: Any) -> Any:
+    if isinstance(given, (list, tuple)):
+        return [_plain(part) for part in given]
+    # tensors and numpy arrays and scalars
+    return given.tolist() if hasattr(given, "tolist") else given

@@ -19,7 +19,7 @@ from dsee.update.sparse_product import rows_and_columns, sampled_gradient
 #: Fold from this many tokens on, and from this many gathered products (tokens x N) for each weight of the matrix; see
 #: benchmarks/bench_sparse_product.py.
 FOLD_TOKENS = 256
-FOLD_PRODUCTS = 1.0
+FOLD_PRODUCTS = 0.5
 
 FULL_PRECISION = (torch.float32, torch.float64)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +10,12 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from dsee import support
 from dsee.errors import ArtifactError, InputError, OrderError
 from dsee.update.bases import check_writable, is_quantised, linear_shape, quantisation_of, read_weight
 from dsee.update.config import DseeConfig
 from dsee.update.folded import can_fold, has_hooks, worth_folding
 from dsee.update.fused import PARTS, FusedUp, parts_of
+from dsee.update.positions import new_sparse
 from dsee.update.sparse_delta import SparseDelta
 
 #: Name of the parameter on a linear that multiplies its input; see ``dsee.pruning.gates``.
@@ -95,10 +94,9 @@ class DseeLayer(BaseTunerLayer):
         rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, key), config.r)
         alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, key), config.alpha)
         parts = parts_of(config.fused_parts, key, out_features)
-        sizes = _sizes(config, key, len(parts or [0]))
         if parts is not None:
             self.dsee_parts[adapter_name] = parts
-        self.dsee_scaling[adapter_name] = alpha / rank if rank else 1.0
+        self.dsee_scaling[adapter_name] = config.scaling(rank, alpha)
         self.dsee_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         if rank:
             low = nn.Linear(in_features, rank * len(parts or [0]), bias=False)
@@ -107,34 +105,13 @@ class DseeLayer(BaseTunerLayer):
             if config.init_weights:
                 nn.init.zeros_(up.weight)
             self.dsee_V[adapter_name], self.dsee_U[adapter_name] = low, up
-        if any(sizes):
-            self.dsee_S[adapter_name] = self._new_sparse(config, sizes, rank, key, parts)
+        sparse = new_sparse(self, config, rank, key, parts)
+        if sparse is not None:
+            if not config.init_weights and sparse.placed:
+                nn.init.normal_(sparse.weight, std=V_STD)
+            self.dsee_S[adapter_name] = sparse
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def _new_sparse(
-        self, config: DseeConfig, sizes: list[int], rank: int, key: str, parts: tuple[int, ...] | None
-    ) -> SparseDelta:
-        out_features, in_features = linear_shape(self.get_base_layer())
-        if config.support_stored:
-            return SparseDelta(torch.full((sum(sizes),), -1), out_features, in_features)
-        weight = self.base_weight()
-        if parts is None:
-            positions = _choose(config, weight, sizes[0], rank, key)
-        else:
-            # each part is a matrix of its own, with a support of its own
-            width = out_features // len(PARTS)
-            positions = torch.cat(
-                [
-                    _choose(config, weight[part * width :][:width], n, rank, f"{key}.{PARTS[part]}")
-                    + part * width * in_features
-                    for part, n in zip(parts, sizes, strict=True)
-                ]
-            )
-        sparse = SparseDelta(positions, out_features, in_features)
-        if not config.init_weights:
-            nn.init.normal_(sparse.weight, std=V_STD)
-        return sparse
 
     def has_update(self, adapter_name: str) -> bool:
         """Whether the adapter has a part on this layer: a pattern or a cut can leave it with neither."""
@@ -230,23 +207,6 @@ class DseeLayer(BaseTunerLayer):
             self.set_base_weight(weight)
         else:
             base.weight.data.copy_(weight)
-
-
-def _sizes(config: DseeConfig, key: str, blocks: int) -> list[int]:
-    """N of each part of a layer; a layer that is not fused is one part."""
-    pattern = config.n_sparse_pattern
-    # the layer's own name first: pruning writes actual sizes beside the user's wider patterns
-    n_sparse = pattern.get(key if key in pattern else get_pattern_key(pattern, key), config.n_sparse)
-    sizes = n_sparse if isinstance(n_sparse, list) else [n_sparse] * blocks
-    if len(sizes) != blocks:
-        raise InputError(f"n_sparse_pattern gives {len(sizes)} sizes for {key}, which takes {blocks}.")
-    return sizes
-
-
-def _choose(config: DseeConfig, weight: torch.Tensor, n_sparse: int, rank: int, key: str) -> torch.Tensor:
-    # a seed of its own for each matrix, the same in every process and for every order of construction
-    seed = (config.seed * 0x9E3779B1 + zlib.crc32(key.encode())) % 2**63
-    return support.choose(config.support, weight, n_sparse, rank=rank, seed=seed)
 
 
 class DseeLinear(nn.Module, DseeLayer):

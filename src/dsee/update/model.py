@@ -17,12 +17,13 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from dsee import architectures
-from dsee.errors import ArtifactError, InputError, listed, nearest
+from dsee.errors import ArtifactError, InputError, OrderError, listed, nearest
 from dsee.update.bake import bake_masks
 from dsee.update.bases import refuse_recomputed
 from dsee.update.config import DseeConfig
 from dsee.update.fused import resolve
 from dsee.update.layer import GATE, DseeLayer, DseeLinear, refuse_gated, update_layers
+from dsee.update.positions import check_names
 from dsee.update.sparse_delta import SparseDelta
 from dsee.update.targets import check_targets, default_targets_missing, spare_full_modules
 
@@ -104,7 +105,10 @@ class DseeModel(BaseTuner):
         """Warn, as PEFT does for its own patterns, of an ``n_sparse_pattern`` that fits no matrix."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         names = [name for name, layer in update_layers(model) if adapter_name in layer.dsee_scaling]
-        pattern = self.peft_config[adapter_name].n_sparse_pattern
+        config = self.peft_config[adapter_name]
+        if not config.support_stored:
+            check_names(config.positions, names)
+        pattern = config.n_sparse_pattern
         unmatched = sorted(key for key in pattern if not any(re.match(rf"(.*\.)?({key})$", name) for name in names))
         if unmatched:
             warnings.warn(
@@ -112,6 +116,17 @@ class DseeModel(BaseTuner):
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: DseeConfig, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Refuse to save an update whose support was never chosen or loaded: the file would be of no use."""
+        for name, layer in update_layers(model):
+            if adapter_name in layer.dsee_S and not layer.dsee_S[adapter_name].placed:
+                raise OrderError(f"{name}: {layer.dsee_S[adapter_name].missing}")
+        found: dict[str, torch.Tensor] = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        return found
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -20,7 +20,7 @@ CHUNK_FLOATS = 1 << 17
 BLOCK_FLOATS = 1 << 18
 
 #: From this share of W on (and this many tokens) matrix products beat gathering; benchmarks/bench_sparse_product.py.
-DENSE_FROM = 0.02
+DENSE_FROM = 0.015
 DENSE_TOKENS = 64
 
 
