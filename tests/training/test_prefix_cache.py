@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import DataCollatorWithPadding, GPT2Config, GPT2ForSequenceClassification, TrainerCallback
+from transformers import DataCollatorWithPadding, GPT2Config, GPT2ForSequenceClassification
 
+import dsee
 from chain import prepare
 from conftest import FAMILIES, LABELS, POSITIONS, VOCABULARY, adapted, tiny_bert, tiny_tokenizer
 from cut_families import build
@@ -281,8 +282,8 @@ def test_deberta_too_unless_it_has_a_convolution():
 
 def test_what_moves_the_lower_layers_is_refused():
     bar = SimpleNamespace(advance=lambda n=1: None, note=lambda text: None)
-    more = {"seed": 0, "bar": bar, "cache_prefix": True, "callbacks": [TrainerCallback()]}
-    with pytest.raises(InputError, match="pruning while tuning"):
+    more = {"seed": 0, "bar": bar, "cache_prefix": True, "schedule": dsee.Gradual(dsee.Weights(0.5))}
+    with pytest.raises(InputError, match="a schedule of masks"):
         fit(upper(tiny_bert()), Examples(), Examples(), tiny_tokenizer(), TrainSpec(), **more)
 
 

@@ -238,13 +238,19 @@ def preflight(setting: Setting) -> None:
     if schedule:
         schedule.span(steps_of(setting.recipe.recover, setting.data.sizes["train"]))
     if setting.recipe.cache_prefix:
-        from peft import get_peft_model
+        _check_prefix(setting, schedule)
 
-        # the smallest update on the same layers: the support needs weights to be searched in
-        wanted = setting.recipe.update.model_copy(update={"r": 1, "n_sparse": 0})
-        model = get_peft_model(empty, _config(setting.recipe.seed, wanted))
-        _set_dropouts(setting, model)
-        frozen_prefix(model)
+
+def _check_prefix(setting: Setting, schedule: Gradual | None) -> None:
+    from peft import get_peft_model
+
+    if schedule or setting.recipe.gates:
+        raise InputError("cache_prefix: a schedule or gates change the lower layers too. Set cache_prefix: false.")
+    # the smallest update on the same layers: the support needs weights to be searched in
+    wanted = setting.recipe.update.model_copy(update={"r": 1, "n_sparse": 0, "support": "random"})
+    model = get_peft_model(setting.empty_model(), _config(setting.recipe.seed, wanted))
+    _set_dropouts(setting, model)
+    frozen_prefix(model)
 
 
 def prune_total(setting: Setting) -> int:
