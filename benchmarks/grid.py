@@ -21,9 +21,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
 # this checkout's dsee, whatever is installed: hours of runs have to come from one and the same code
-sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 import dsee
 from grid_cells import LISTS
@@ -31,7 +30,7 @@ from grid_model import Cell
 
 #: What a page's tables stand between.
 MARKS = ("<!-- tables -->", "<!-- end of tables -->")
-DATA = ROOT / "docs" / "results" / "data" / "update.jsonl"
+DATA = Path(__file__).parents[1] / "docs" / "results" / "data" / "update.jsonl"
 
 
 def name_of(cell: Cell) -> str:

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from grid import ROOT, append, rows, save, say
+from grid import append, rows, save, say
 from grid_data import TASKS, Part, batches, parts, tensors
 from grid_forward import logits
 from grid_model import Cell
 from grid_train import Feed, evaluate, plain_loss, run, train
 from prune_cells import LISTS, PruneCell
 
+ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "results" / "data" / "pruning.jsonl"
 TUNED = ROOT / "benchmarks" / "results" / "tuned"
 CALIBRATION = 1024

@@ -45,13 +45,21 @@ class PruneCell:
     seed: int = 0
 
 
+#: Scores that look at data change as the model does, so a budget by them is reached in steps.
+IN_STEPS = ("taylor", "fisher")
 CUT_SCORES = ("taylor", "fisher", "weight", "weight+update", "update", "random")
+
+
+def steps_of(score: str) -> int:
+    """In how many steps a budget is reached."""
+    return 4 if score in IN_STEPS else 1
 
 
 def _cuts(task: str, seed: int) -> list[PruneCell]:
     # the update score needs an update on what it ranks; with one on all linears it has
-    return [
-        PruneCell(task, cut=cut, score=score, seed=seed) for cut, score in product(("25/40", "flops 0.5"), CUT_SCORES)
+    uniform = [PruneCell(task, cut="25/40", score=score, seed=seed) for score in CUT_SCORES]
+    return uniform + [
+        PruneCell(task, cut="flops 0.5", score=score, steps=steps_of(score), seed=seed) for score in CUT_SCORES
     ]
 
 
@@ -69,14 +77,18 @@ def _distilled(cells: list[PruneCell]) -> list[PruneCell]:
 
 def _first(task: str) -> list[PruneCell]:
     """The cells that say most, one seed."""
-    best = [PruneCell(task, cut=cut, score="fisher") for cut in ("flops 0.75", "25/40", "flops 0.5")]
+    best = [
+        PruneCell(task, cut="flops 0.75", steps=4),
+        PruneCell(task, cut="25/40"),
+        PruneCell(task, cut="flops 0.5", steps=4),
+    ]
     masks = [PruneCell(task, mask="blocks", ratio=ratio) for ratio in (0.5, 0.7)]
     return [*best, *masks, *_distilled([best[-1], masks[-1]])]
 
 
 def _recovery(task: str) -> list[PruneCell]:
     """What helps to recover: settings of the teacher, and masks that grow; one seed."""
-    half, most = PruneCell(task, cut="flops 0.5"), PruneCell(task, mask="blocks", ratio=0.7)
+    half, most = PruneCell(task, cut="flops 0.5", steps=4), PruneCell(task, mask="blocks", ratio=0.7)
     settings = [(2.0, 0.5), (2.0, 0.9), (4.0, 0.9), (1.0, 0.5)]
     taught = [replace(c, distill=True, temperature=t, alpha=a) for c in (half, most) for t, a in settings]
     growing = [

@@ -27,9 +27,10 @@ def test_a_pages_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     from dsee.architectures._registry import _MAPS
     from dsee.pruning.scores import _SCORES
+    from dsee.pruning.weight_scores import _NEEDS, _WEIGHT_SCORES
     from dsee.support._registry import _RULES
 
-    kept = [(registry, dict(registry)) for registry in (_MAPS, _SCORES, _RULES)]
+    kept = [(registry, dict(registry)) for registry in (_MAPS, _SCORES, _WEIGHT_SCORES, _NEEDS, _RULES)]
     try:
         run("\n".join(blocks(page, "python")), page.name, {"__name__": "docs"})
     finally:

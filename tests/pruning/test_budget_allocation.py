@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dsee
+from dsee.pruning import allocation
 from dsee.pruning.allocation import Chain, allocate
 
 
@@ -82,6 +83,15 @@ def test_what_is_gone_comes_back_only_into_what_is_left_over():
     other = Chain([0, 1], np.array([0.0, 1.0]), np.array([10.0, 5.0]))
     assert allocate([gone, other], 12.0, 20.0, "asked") == [1, 1]
     assert allocate([gone, other], 15.0, 20.0, "asked") == [0, 1]
+
+
+@given(chains(False), st.floats(0, 1))
+def test_rounding_however_coarse_never_overshoots(made, share):
+    least, most = targets(made)
+    target = least + share * (most - least)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocation, "CELLS", 5)
+        assert spent(made, allocate(made, target, most, "asked")) <= target
 
 
 def test_costs_without_a_common_factor_are_rounded_up():

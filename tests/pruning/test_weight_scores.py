@@ -10,6 +10,7 @@ import dsee
 from conftest import adapted, batch, tiny_bert
 from cut_families import build, inputs, task_type
 from dsee.pruning import WeightScoreInput, masks_for, register_weight_score, weight_scores
+from dsee.pruning.masks import oriented
 from dsee.pruning.targets import mask_targets
 from dsee.pruning.weight_scores import _WEIGHT_SCORES, check_weight_score
 from dsee.update.layer import update_layers
@@ -31,11 +32,9 @@ def with_update(name):
 
 
 def effective(model):
-    """W + dW of each target, float64, (out, in), from the update's stored tensors alone."""
-    return {
-        t.name: t.weight.double() + (dense_update(t.linear).double() if hasattr(t.linear, "dsee_S") else 0.0)
-        for t in mask_targets(model)
-    }
+    """W + dW of each target, float64, (out, in): the weights of the model that PEFT has merged."""
+    plain = deepcopy(model).merge_and_unload()
+    return {target.name: oriented(target.linear).double() for target in mask_targets(plain)}
 
 
 def dense_gradients(model, name, batches):

@@ -143,8 +143,8 @@ class BudgetSpec(Section):
     flops: Rate | None = None
     latency: Rate | None = None
     parameters: Rate | None = None
-    score: str = "taylor"
-    steps: Positive = 1
+    score: str = "fisher"
+    steps: Positive | None = None
     multiple_of: Positive | None = None
 
     @model_validator(mode="after")

@@ -80,8 +80,7 @@ def choose_support(
         raise InputError("support='explicit' needs positions={module name: positions}, or name a rule to choose by.")
     batches = _batches(rule, calibration)
     _refuse_trained(model, places)
-    seed = config.seed if seed is None else seed
-    within_mask = config.within_mask if within_mask is None else within_mask
+    seed, kept = (config.seed if seed is None else seed), (config.within_mask if within_mask is None else within_mask)
     found = {}
     with _any_positions(places):
         for key, gradient in _gradients(model, places, batches, memory):
@@ -94,12 +93,12 @@ def choose_support(
                 seed=seed,
                 key=key,
                 parts=place.parts,
-                kept=within_mask,
+                kept=kept,
                 gradient=gradient,
             )
     for key, chosen in found.items():
         places[key].sparse.place(chosen)
-    config.support, config.seed, config.within_mask, config.positions = rule, seed, within_mask, {}
+    config.support, config.seed, config.within_mask, config.positions = rule, seed, kept, {}
     return found
 
 
