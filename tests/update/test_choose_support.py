@@ -252,6 +252,7 @@ def test_conv1d_masks_and_positions_are_in_out_in_orientation():
         target_modules=["h.0.attn.c_attn"],
         within_mask=True,
         n_sparse=10,
+        fused_parts={},
         support="residual",
     )
     assert all(flat // 32 == 70 for flat in next(iter(positions(model).values())))
