@@ -84,7 +84,7 @@ def test_each_part_is_its_own_low_rank_product():
     torch.testing.assert_close(factors[0] @ factors[1], delta)
 
 
-@pytest.mark.parametrize("rule", sorted(support.rules()))
+@pytest.mark.parametrize("rule", ["grebsmo", "magnitude", "random", "residual"])
 def test_each_part_has_n_positions_in_its_own_rows(rule):
     layer = first(fused(support=rule, n_sparse=7))
     rows = layer.dsee_S["default"].rows_and_columns()[0]
