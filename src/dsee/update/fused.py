@@ -10,6 +10,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from dsee.errors import InputError, listed, nearest
+from dsee.update.thin import thin_product
 
 #: The thirds of a fused layer's output, from the first row down.
 PARTS = ("query", "key", "value")
@@ -149,7 +150,7 @@ class FusedUp(nn.Module):
         """
         inputs = iter(hidden.split(self.weight.shape[1], dim=-1))
         blocks = dict(zip(self.parts, self.blocks(), strict=True))
-        outputs = [nn.functional.linear(next(inputs), blocks[i]) if i in blocks else None for i in range(len(PARTS))]
+        outputs = [thin_product(next(inputs), blocks[i]) if i in blocks else None for i in range(len(PARTS))]
         like = next(output for output in outputs if output is not None)
         return torch.cat([like.new_zeros(like.shape) if output is None else output for output in outputs], dim=-1)
 

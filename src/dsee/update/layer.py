@@ -17,6 +17,7 @@ from dsee.update.folded import can_fold, has_hooks, worth_folding
 from dsee.update.fused import PARTS, FusedUp, parts_of
 from dsee.update.positions import new_sparse
 from dsee.update.sparse_delta import SparseDelta
+from dsee.update.thin import ThinLinear
 
 #: Name of the parameter on a linear that multiplies its input; see ``dsee.pruning.gates``.
 GATE = "input_gate"
@@ -100,7 +101,7 @@ class DseeLayer(BaseTunerLayer):
         self.dsee_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         if rank:
             low = nn.Linear(in_features, rank * len(parts or [0]), bias=False)
-            up = FusedUp(rank, out_features, parts) if parts else nn.Linear(rank, out_features, bias=False)
+            up = FusedUp(rank, out_features, parts) if parts else ThinLinear(rank, out_features, bias=False)
             nn.init.normal_(low.weight, std=V_STD)
             if config.init_weights:
                 nn.init.zeros_(up.weight)
