@@ -77,10 +77,13 @@ class UpdateBehaviours:
         assert torch.equal(self.family.logits(plain.eval()), expected)
 
     def test_two_adapters_switch_and_mix_in_one_batch(self):
-        model = self.family.adapted()
+        self.mixed(self.family.targets)
+
+    def mixed(self, targets):
+        model = self.family.adapted(target_modules=list(targets))
         first = self.family.logits(model)
         torch.manual_seed(5)
-        model.add_adapter("second", self.family.update(r=2, n_sparse=5, support="random"))
+        model.add_adapter("second", self.family.update(r=2, n_sparse=5, support="random", target_modules=list(targets)))
         model.set_adapter("second")
         model.eval()
         second = self.family.logits(model)

@@ -291,7 +291,11 @@ class DseeLinear(nn.Module, DseeLayer):
         if self.merged:
             raise InputError("adapter_names: an update is merged into the base. Call unmerge_adapter() first.")
         if len(adapter_names) != x.shape[0]:
-            raise InputError(f"adapter_names has {len(adapter_names)} names for a batch of {x.shape[0]} rows.")
+            raise InputError(
+                f"adapter_names has {len(adapter_names)} names for a batch of {x.shape[0]} rows. If there are as many "
+                "names as sentences, this layer is also called on what they share (DeBERTa's relative positions), and "
+                "adapters cannot be mixed there: leave it out of target_modules, or run one adapter after another."
+            )
         for name in sorted(set(adapter_names)):
             if self.has_update(name):
                 rows = torch.tensor([i for i, n in enumerate(adapter_names) if n == name], device=x.device)

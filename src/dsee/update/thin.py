@@ -3,7 +3,7 @@
 The gradient of U is g^T h, (out, tokens) x (tokens, r), and that of its input g U, (tokens, out) x (out, r). For the
 few columns of a small rank, matrix libraries are up to fifteen times slower at these than at the transposed products
 h^T g and U^T g^T, which are the same numbers: at r = 8 plain autograd spends half a base product's time on them.
-``benchmarks/bench_thin.py`` measures it.
+``benchmarks/bench_ranks.py`` measures it.
 """
 
 from __future__ import annotations
