@@ -2,6 +2,7 @@
 
     python benchmarks/grid_prune.py first            # runs what is missing, one JSON line for each finished cell
     python benchmarks/grid_prune.py --table          # the table, as Markdown
+    python benchmarks/grid_prune.py --table --into docs/results/pruning.md   # the same, into the page
 
 A cell starts from a tuned model, which is tuned and kept the first time it is asked for. Everything is chosen on a
 validation part of the training set and reported on the official validation set. One thread.
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from grid import append, rows, save, say
+from grid import append, insert, rows, save, say
 from grid_data import TASKS, Part, batches, parts, tensors
 from grid_forward import logits
 from grid_model import Cell
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("lists", nargs="*", metavar="LIST", help=f"which cells: {', '.join(LISTS)}; default all")
     parser.add_argument("--only", nargs="+", default=[], help="only cells whose name holds all of these")
     parser.add_argument("--table", action="store_true", help="print the table and run nothing")
+    parser.add_argument("--into", type=Path, help="with --table: a page to put the tables into, between its marks")
     parser.add_argument("--data", type=Path, default=DATA, help="the JSON lines")
     options = parser.parse_args()
     unknown = sorted(set(options.lists) - set(LISTS))
@@ -168,7 +170,8 @@ def main() -> None:
     if options.table:
         from prune_table import table
 
-        print(table(rows(options.data)))
+        printed = table(rows(options.data))
+        insert(options.into, printed) if options.into else print(printed)
         return
     import transformers
 
