@@ -14,8 +14,8 @@ import dsee
 from conftest import adapted, logits, tiny_bert
 from cut_families import answer, build
 from dsee.artifact.masks import MASKS
+from dsee.masks import oriented
 from dsee.pruning import get_mask, masked_linears, set_mask
-from dsee.pruning.masks import oriented
 from dsee.pruning.targets import mask_targets
 from update.models import scrambled
 

@@ -11,7 +11,7 @@ import torch
 import dsee
 from behaviours.families import Family
 from behaviours.update_behaviours import close, step
-from dsee.pruning.masks import get_mask, masked_linears, oriented
+from dsee.masks import get_mask, masked_linears, oriented
 
 RULES = {
     "weights": dsee.Weights(0.5),

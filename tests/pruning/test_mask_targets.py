@@ -9,8 +9,8 @@ import dsee
 from conftest import FAMILIES, adapted, tiny_bert
 from cut_families import NAMES, build, task_type
 from dsee.architectures import layers
+from dsee.masks import bare, masked_linears
 from dsee.pruning import apply_masks, masks_for
-from dsee.pruning.masks import bare, masked_linears
 from dsee.pruning.targets import mask_targets
 from dsee.pruning.weight_scores import WeightScoreInput, check_weight_score
 

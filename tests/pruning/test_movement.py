@@ -10,8 +10,8 @@ from transformers.pytorch_utils import Conv1D
 import dsee
 from conftest import adapted, batch, tiny_bert
 from dsee.errors import ArtifactError, InputError, OrderError
+from dsee.masks import bare
 from dsee.pruning import apply_masks, masks_for
-from dsee.pruning.masks import bare
 from dsee.pruning.targets import mask_targets
 from update.models import adapted_gpt2
 

@@ -9,8 +9,8 @@ from mask_models import data, shared, weights_of
 import dsee
 from conftest import adapted, batch, tiny_bert
 from cut_families import build, inputs, task_type
+from dsee.masks import oriented
 from dsee.pruning import WeightScoreInput, masks_for, register_weight_score, weight_scores
-from dsee.pruning.masks import oriented
 from dsee.pruning.targets import mask_targets
 from dsee.pruning.weight_scores import _WEIGHT_SCORES, check_weight_score
 from dsee.update.layer import update_layers

@@ -8,8 +8,8 @@ import dsee
 from conftest import FAMILIES
 from cut_families import answer, build
 from dsee.architectures import layers
+from dsee.masks import get_mask, set_mask
 from dsee.pruning import LayerPlan
-from dsee.pruning.masks import get_mask, set_mask
 from dsee.surgery import cut
 
 BIASED = [*sorted(FAMILIES), "deberta-v2", "gpt2", "llama with biases"]

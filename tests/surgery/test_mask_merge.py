@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 import dsee
 from conftest import adapted, logits, tiny_bert
 from cut_families import answer, build, task_type
+from dsee.masks import oriented
 from dsee.pruning import get_mask, hold, masked_linears, set_mask
 from dsee.pruning.blocks import block_sums
-from dsee.pruning.masks import oriented
 from dsee.pruning.targets import mask_targets
 from update.models import close, dense_update, scrambled, train_step
 

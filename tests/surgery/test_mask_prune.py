@@ -9,9 +9,9 @@ import dsee
 from conftest import adapted, batch, logits, tiny_bert
 from cut_families import HEADED, answer, build, task_type
 from dsee.architectures import layers
+from dsee.masks import bare, oriented
 from dsee.pruning import get_mask, masked_linears, masks_for, set_mask
 from dsee.pruning.blocks import block_sums
-from dsee.pruning.masks import bare, oriented
 from dsee.pruning.targets import mask_targets
 from update.models import scrambled, train_step
 

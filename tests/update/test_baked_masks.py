@@ -7,7 +7,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import dsee
 from conftest import adapted, logits, tiny_bert
-from dsee.pruning.masks import get_mask, masked_linears
+from dsee.masks import get_mask, masked_linears
 from dsee.update.layer import update_layers
 from update.models import close, scrambled, tiny_gpt2, train_step
 

@@ -10,7 +10,7 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_mod
 import dsee
 from conftest import adapted, batch, logits, save_pretrained_bert, tiny_bert
 from dsee import support
-from dsee.pruning.masks import set_mask
+from dsee.masks import set_mask
 from dsee.update.layer import update_layers
 from update.models import adapted_gpt2, tiny_gpt2, train_step, two_adapters
 

@@ -14,6 +14,7 @@ from dsee import support
 from dsee.surgery.linear import select
 from dsee.update.fused import FusedUp
 from dsee.update.layer import update_layers
+from dsee.update.thin import ThinLinear
 from update.models import adapter_tensors, close, scrambled, tiny_gpt2
 
 CHOICES = [["query", "value"], ["value"], ["query", "key", "value"], ["key", "query"]]
@@ -69,7 +70,7 @@ def test_cross_attention_which_fuses_two_is_adapted_as_a_whole():
     config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=50, n_positions=20, add_cross_attention=True)
     model = adapted(GPT2LMHeadModel(config), task_type="CAUSAL_LM")
     kinds = {name.split(".")[-2]: type(layer.dsee_U["default"]) for name, layer in update_layers(model)}
-    assert kinds == {"attn": FusedUp, "crossattention": torch.nn.Linear}
+    assert kinds == {"attn": FusedUp, "crossattention": ThinLinear}
 
 
 def test_each_part_is_its_own_low_rank_product():

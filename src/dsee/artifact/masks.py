@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dsee.errors import ArtifactError, InputError
-from dsee.pruning.masks import BUFFER, get_mask, masked_linears, oriented, set_mask, unpack
+from dsee.masks import BUFFER, get_mask, masked_linears, oriented, set_mask, unpack
 
 #: One tensor for each masked matrix, named by its path: uint8, (ceil(weights / 8),), (out, in) row by row.
 MASKS = "masks.safetensors"

@@ -10,9 +10,9 @@ from torch import nn
 from dsee.architectures import structure
 from dsee.architectures._registry import plain_model
 from dsee.errors import ArchitectureError
+from dsee.masks import get_mask, masked_linears
 from dsee.measure.flops import Flops, flops
 from dsee.measure.parameters import Parameters, parameters
-from dsee.pruning.masks import get_mask, masked_linears
 from dsee.steps import Step, history
 
 

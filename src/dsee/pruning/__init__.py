@@ -1,10 +1,10 @@
 """What to remove: rules, the scores they rank by, and the choice per layer or over all layers."""
 
+from dsee.masks import get_mask, hold, masked_linears, set_mask
 from dsee.pruning.budget import Budget
 from dsee.pruning.gates import add_gates, gate_penalty
 from dsee.pruning.mask_plan import apply_masks, masks_for
 from dsee.pruning.mask_rules import Blocks, MaskRule, NofM, Weights
-from dsee.pruning.masks import get_mask, hold, masked_linears, set_mask
 from dsee.pruning.movement import Movement
 from dsee.pruning.plan import LayerPlan, plan_for
 from dsee.pruning.rules import Heads, Neurons, Rule

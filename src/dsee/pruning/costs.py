@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dsee.architectures import LayerView, layers, structure
+from dsee.masks import bare
 from dsee.measure.flops import layer_flops
 from dsee.measure.sample import check_sizes
-from dsee.pruning.masks import bare
 from dsee.steps import history
 
 Structure = dict[str, list[int]]

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dsee.architectures import LayerView, layers
 from dsee.errors import ArchitectureError, InputError, OrderError
-from dsee.pruning.masks import bare
+from dsee.masks import bare
 from dsee.pruning.scores import ScoreInput, register_score
 from dsee.update.bases import is_quantised, refuse_recomputed
 from dsee.update.layer import GATE, DseeLayer, any_merged

@@ -10,8 +10,8 @@ from torch import nn
 
 from dsee.architectures import LayerView, layers
 from dsee.errors import InputError, OrderError
+from dsee.masks import get_mask, masked_linears, oriented
 from dsee.pruning.mask_rules import MASK_RULES, Blocks, MaskRule
-from dsee.pruning.masks import get_mask, masked_linears, oriented
 from dsee.pruning.plan import LayerPlan
 from dsee.pruning.targets import mask_targets
 from dsee.pruning.weight_scores import weight_scores

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from dsee.errors import InputError, OrderError
+from dsee.masks import set_mask
 from dsee.pruning.blocks import block_grid, block_sizes, block_sums, spread
 from dsee.pruning.calibration import Batch
 from dsee.pruning.mask_order import check_after_masks
 from dsee.pruning.mask_rules import MaskRule, NofM, RatioRule
-from dsee.pruning.masks import set_mask
 from dsee.pruning.selection import GONE, PROTECTED, Units, keys_of, lowest
 from dsee.pruning.targets import Target, mask_targets
 from dsee.pruning.weight_scores import WeightScoreInput, check_calibration, check_weight_score

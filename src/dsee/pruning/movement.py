@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from dsee.errors import ArtifactError, InputError, OrderError
-from dsee.pruning.masks import bare, oriented
+from dsee.masks import bare, oriented
 from dsee.pruning.targets import Target, mask_targets
 from dsee.pruning.weight_scores import WeightScoreInput, register_weight_score
 

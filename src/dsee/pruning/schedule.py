@@ -12,10 +12,10 @@ from torch import nn
 
 from dsee.architectures import structure
 from dsee.errors import ArchitectureError, InputError, nearest
+from dsee.masks import BUFFER, bare, masked_linears, oriented, set_mask, unpack
 from dsee.pruning.calibration import Batch
 from dsee.pruning.mask_plan import apply_masks, check_mask_rule, masks_for
 from dsee.pruning.mask_rules import MaskRule, NofM, RatioRule
-from dsee.pruning.masks import BUFFER, bare, masked_linears, oriented, set_mask, unpack
 from dsee.pruning.movement import Movement, recall, remember, synchronise
 from dsee.pruning.targets import Target, mask_targets
 from dsee.pruning.weight_scores import check_calibration

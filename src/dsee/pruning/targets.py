@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from dsee.architectures import LayerView, base_model, layers
 from dsee.architectures._registry import plain_model
 from dsee.errors import ArchitectureError, InputError, listed, nearest
-from dsee.pruning.masks import bare, get_mask, oriented
+from dsee.masks import bare, get_mask, oriented
 from dsee.update.bases import is_quantised, refuse_recomputed
 from dsee.update.fused import PARTS
 from dsee.update.layer import DseeLayer

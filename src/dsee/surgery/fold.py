@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from dsee.architectures import LayerView
-from dsee.pruning.masks import bare, oriented
+from dsee.masks import bare, oriented
 from dsee.update.layer import DseeLayer
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from dsee.errors import ArtifactError, OrderError
+from dsee.masks import bare, oriented
 from dsee.pruning.gates import drop_gate, gated_linears, has_gates
-from dsee.pruning.masks import bare, oriented
 from dsee.steps import record
 from dsee.surgery.linear import check_cuttable
 from dsee.update.layer import GATE, DseeLayer, any_merged

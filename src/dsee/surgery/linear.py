@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dsee.errors import ArchitectureError
-from dsee.pruning.masks import get_mask, set_mask
+from dsee.masks import get_mask, set_mask
 from dsee.update.bases import is_quantised, linear_shape, refuse_recomputed
 from dsee.update.fused import FusedUp, check_even
 from dsee.update.layer import DseeLayer

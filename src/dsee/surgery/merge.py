@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dsee.errors import ArtifactError, InputError, OrderError, nearest
-from dsee.pruning.masks import get_mask, oriented, set_mask
+from dsee.masks import get_mask, oriented, set_mask
 from dsee.steps import record
 from dsee.surgery.gates import fold_present
 from dsee.update.bases import check_writable, is_quantised

@@ -10,12 +10,12 @@ from torch import nn
 
 from dsee.architectures import structure
 from dsee.errors import ArchitectureError, InputError
+from dsee.masks import oriented
 from dsee.pruning.budget import Budget, Choice
 from dsee.pruning.calibration import Batch
 from dsee.pruning.mask_order import check_cut_after_masks, shapes_after
 from dsee.pruning.mask_plan import apply_masks, check_mask_rule, masks_for
 from dsee.pruning.mask_rules import MaskRule
-from dsee.pruning.masks import oriented
 from dsee.pruning.plan import LayerPlan, plan_for
 from dsee.pruning.rules import Rule
 from dsee.pruning.targets import mask_targets

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 from transformers.pytorch_utils import Conv1D
 
-from dsee.pruning.masks import set_mask
+from dsee.masks import set_mask
 
 
 def _prune_mask(linear: Any) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dsee.errors import ArtifactError, InputError, OrderError
+from dsee.masks import hold
 from dsee.update.bases import check_writable, is_quantised, linear_shape, quantisation_of, read_weight
 from dsee.update.config import DseeConfig
 from dsee.update.folded import can_fold, has_hooks, worth_folding
@@ -185,9 +186,6 @@ class DseeLayer(BaseTunerLayer):
 
     def unmerge(self) -> None:
         """Subtract the merged updates again; exact up to rounding, as with LoRA, and exact where a weight is masked."""
-        # that package looks at layers with updates, so it cannot be imported before they are there
-        from dsee.pruning.masks import hold
-
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             if self.has_update(name):

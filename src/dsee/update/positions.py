@@ -12,6 +12,7 @@ from peft.utils.other import get_pattern_key
 
 from dsee import support
 from dsee.errors import InputError, listed, nearest
+from dsee.masks import get_mask
 from dsee.update.bases import linear_shape
 from dsee.update.config import DseeConfig
 from dsee.update.fused import PARTS
@@ -146,9 +147,6 @@ def kept_weights(layer: DseeLayer) -> torch.Tensor:
     Args:
         layer: the layer.
     """
-    # pruning looks at updates, so that neither can import the other while it is being imported itself
-    from dsee.pruning.masks import get_mask
-
     mask = get_mask(layer)
     return layer.base_weight() != 0 if mask is None else mask
 
