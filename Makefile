@@ -40,7 +40,7 @@ format: $(VENV)/.dev  ## rewrite to the house style
 	$(BIN)/ruff format src tests benchmarks
 
 bench: $(VENV)/.dev  ## the benchmarks; JSON goes to benchmarks/results
-	for script in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/bench_*.py benchmarks/training.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
 docs: $(VENV)/.dev  ## the documentation site, into site/
 	$(BIN)/mkdocs build --strict

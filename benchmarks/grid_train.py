@@ -78,8 +78,23 @@ def _rate(cell: Cell, steps: int) -> Callable[[int], float]:
     return lambda step: min((step + 1) / (rise + 1), (steps - step) / max(steps - rise, 1))
 
 
-def train(model: nn.Module, cell: Cell, feed: Feed, say: Callable[[str], None]) -> list[dict[str, float]]:
-    """Train a cell's model, leave it at the epoch that is best on the validation part, and return that part's log."""
+def plain_loss(found: torch.Tensor, batch: dict[str, torch.Tensor], _: list[int]) -> torch.Tensor:
+    """Cross-entropy of logits (batch, classes); the third argument is the sentences' places in the training part."""
+    return cross_entropy(found, batch["labels"])
+
+
+def train(
+    model: nn.Module,
+    cell: Cell,
+    feed: Feed,
+    say: Callable[[str], None],
+    loss: Callable[..., Any] = plain_loss,
+    gradual: Any = None,
+) -> list[dict[str, float]]:
+    """Train a cell's model, leave it at the epoch that is best on the validation part, and return that part's log.
+
+    With a ``dsee.Gradual`` only an epoch at whose end its masks are whole can be the best.
+    """
     data, metric = parts(cell.task, cell.train_size), TASKS[cell.task].metric
     torch.manual_seed(cell.seed)
     order = random.Random(cell.seed)
@@ -89,19 +104,31 @@ def train(model: nn.Module, cell: Cell, feed: Feed, say: Callable[[str], None]) 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(cell, steps))
     log: list[dict[str, float]] = []
     best: dict[str, torch.Tensor] = {}
+    complete: list[float] = []
+    if gradual:
+        gradual.attach(model, steps)
+    made = 0
     for _ in range(cell.epochs):
         model.train()
         for rows in batches(data["train"], cell.batch, order):
             batch = feed.batch(data["train"], rows)
-            cross_entropy(logits(model, batch, feed.start), batch["labels"]).backward()
+            loss(logits(model, batch, feed.start), batch, rows).backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            made += 1
+            if gradual:
+                gradual.step(model, made)
         log.append(evaluate(model, data["validation"], feed))
         say(f"epoch {len(log)}: validation {metric} {log[-1][metric]:.1f}")
-        if log[-1][metric] > max([entry[metric] for entry in log[:-1]], default=-101.0):
+        if gradual and not gradual.done:
+            continue
+        if log[-1][metric] > max(complete, default=-101.0):
             best = _state(model)
+        complete.append(log[-1][metric])
+    if gradual:
+        gradual.finish(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in best:

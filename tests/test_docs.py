@@ -27,9 +27,10 @@ def test_a_pages_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     from dsee.architectures._registry import _MAPS
     from dsee.pruning.scores import _SCORES
+    from dsee.pruning.weight_scores import _NEEDS, _WEIGHT_SCORES
     from dsee.support._registry import _RULES
 
-    kept = [(registry, dict(registry)) for registry in (_MAPS, _SCORES, _RULES)]
+    kept = [(registry, dict(registry)) for registry in (_MAPS, _SCORES, _WEIGHT_SCORES, _NEEDS, _RULES)]
     try:
         run("\n".join(blocks(page, "python")), page.name, {"__name__": "docs"})
     finally:
@@ -38,9 +39,12 @@ def test_a_pages_code_runs(page, tmp_path, monkeypatch):
             registry.update(content)
 
 
-@pytest.mark.parametrize("number", range(len(blocks(ROOT / "docs" / "recipes.md", "yaml"))))
+RECIPES = [text for page in ("recipes", "recovery") for text in blocks(ROOT / "docs" / f"{page}.md", "yaml")]
+
+
+@pytest.mark.parametrize("number", range(len(RECIPES)))
 def test_the_documented_recipes_are_valid(number):
-    assert parse_recipe(yaml.safe_load(blocks(ROOT / "docs" / "recipes.md", "yaml")[number]), "docs").model
+    assert parse_recipe(yaml.safe_load(RECIPES[number]), "docs").model
 
 
 def test_the_documented_defaults_are_the_defaults():

@@ -21,30 +21,64 @@ from dsee.errors import (
 
 if TYPE_CHECKING:
     from dsee.artifact.load import load
+    from dsee.artifact.lora_export import export_lora
+    from dsee.artifact.lora_import import import_lora
     from dsee.artifact.save import save
     from dsee.measure.flops import flops
     from dsee.measure.latency import latency
     from dsee.measure.parameters import parameters
     from dsee.measure.summary import summary
+    from dsee.pruning.budget import Budget
+    from dsee.pruning.gates import add_gates, gate_penalty
+    from dsee.pruning.mask_rules import Blocks, NofM, Weights
+    from dsee.pruning.movement import Movement
     from dsee.pruning.rules import Heads, Neurons
+    from dsee.pruning.schedule import Gradual
     from dsee.runtime.onnx_export import export_onnx
     from dsee.steps import history
+    from dsee.surgery.gates import fold_gates
     from dsee.surgery.merge import merge
     from dsee.surgery.prune import prune
+    from dsee.training.distillation import Distillation, distillation_loss
+    from dsee.training.gates import GateCallback
+    from dsee.training.gradual import GradualCallback
+    from dsee.training.teacher import DistillationTrainer
+    from dsee.update.bake import bake_masks
+    from dsee.update.choose import choose_support
     from dsee.update.config import DseeConfig
+    from dsee.update.groups import parameter_groups
     from dsee.update.model import DseeModel
 
 _HOME = {
+    "Blocks": "dsee.pruning",
+    "Budget": "dsee.pruning",
+    "Distillation": "dsee.training.distillation",
+    "DistillationTrainer": "dsee.training.teacher",
     "DseeConfig": "dsee.update",
     "DseeModel": "dsee.update",
+    "GateCallback": "dsee.training.gates",
+    "Gradual": "dsee.pruning",
+    "GradualCallback": "dsee.training.gradual",
     "Heads": "dsee.pruning",
+    "Movement": "dsee.pruning",
     "Neurons": "dsee.pruning",
+    "export_lora": "dsee.artifact.lora_export",
+    "NofM": "dsee.pruning",
+    "Weights": "dsee.pruning",
+    "add_gates": "dsee.pruning.gates",
+    "choose_support": "dsee.update.choose",
+    "distillation_loss": "dsee.training.distillation",
+    "bake_masks": "dsee.update.bake",
     "export_onnx": "dsee.runtime.onnx_export",
     "flops": "dsee.measure",
+    "fold_gates": "dsee.surgery",
+    "gate_penalty": "dsee.pruning.gates",
     "history": "dsee.steps",
+    "import_lora": "dsee.artifact.lora_import",
     "latency": "dsee.measure",
     "load": "dsee.artifact.load",
     "merge": "dsee.surgery",
+    "parameter_groups": "dsee.update.groups",
     "parameters": "dsee.measure",
     "prune": "dsee.surgery",
     "register": "dsee.registration",
@@ -55,22 +89,41 @@ _HOME = {
 __all__ = [
     "ArchitectureError",
     "ArtifactError",
+    "Blocks",
+    "Budget",
+    "Distillation",
+    "DistillationTrainer",
     "DseeConfig",
     "DseeError",
     "DseeModel",
     "ExportError",
+    "GateCallback",
+    "Gradual",
+    "GradualCallback",
     "Heads",
     "InputError",
     "MissingExtraError",
+    "Movement",
     "Neurons",
+    "NofM",
     "OrderError",
+    "Weights",
     "__version__",
+    "add_gates",
+    "bake_masks",
+    "choose_support",
+    "distillation_loss",
+    "export_lora",
     "export_onnx",
     "flops",
+    "fold_gates",
+    "gate_penalty",
     "history",
+    "import_lora",
     "latency",
     "load",
     "merge",
+    "parameter_groups",
     "parameters",
     "prune",
     "save",

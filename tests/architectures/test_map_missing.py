@@ -3,20 +3,31 @@
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 import dsee
-from conftest import tiny_bert
+from conftest import adapted, logits, tiny_bert
 from dsee.architectures import find, layers, structure, supported
 
 
-def tiny_gpt2():
+def tiny_modernbert():
     torch.manual_seed(0)
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=100, n_positions=40, bos_token_id=1, eos_token_id=2)
-    return GPT2LMHeadModel(config)
+    config = ModernBertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=40,
+        vocab_size=100,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+    return ModernBertForSequenceClassification(config).eval()
 
 
-UNMAPPED = {"gpt2": tiny_gpt2, "Linear": lambda: nn.Linear(3, 3)}
+UNMAPPED = {"modernbert": tiny_modernbert, "Linear": lambda: nn.Linear(3, 3)}
 
 
 @pytest.mark.parametrize("name", UNMAPPED)
@@ -49,13 +60,17 @@ def test_a_near_name_is_suggested():
         find(model)
 
 
-def test_the_name_of_an_unmapped_family_is_asked_for_through_peft():
-    from peft import get_peft_model
-
-    config = dsee.DseeConfig(task_type="CAUSAL_LM", target_modules=["c_proj"], r=2, n_sparse=2, support="random")
-    model = get_peft_model(tiny_gpt2(), config)
-    with pytest.raises(dsee.ArchitectureError, match="'gpt2'"):
+def test_a_family_without_a_map_is_tuned_when_its_targets_are_named():
+    model = adapted(tiny_modernbert(), target_modules=["Wqkv", "Wo"], r=2, n_sparse=3, support="random")
+    assert dsee.parameters(model).update == 2 * (2 * (32 + 96) + 3) + 2 * (2 * (32 + 32) + 3) + 2 * (2 * (40 + 32) + 3)
+    assert not torch.equal(logits(model), logits(tiny_modernbert()))
+    with pytest.raises(dsee.ArchitectureError, match="'modernbert'"):
         dsee.prune(model, dsee.Neurons(0.5))
+
+
+def test_a_family_that_nobody_knows_needs_its_targets_named():
+    with pytest.raises(ValueError, match="target_modules"):
+        adapted(nn.Sequential(nn.Linear(3, 3)), task_type=None)
 
 
 def test_a_model_that_is_not_what_its_configuration_says():

@@ -23,7 +23,16 @@ def delta(linear, adapter="default"):
     """dW = s (U V + S2), entry by entry."""
     if not hasattr(linear, "dsee_scaling") or adapter not in linear.dsee_scaling:
         return 0.0
-    low_rank = linear.dsee_U[adapter].weight.detach().double() @ linear.dsee_V[adapter].weight.detach().double()
+    up, low = linear.dsee_U[adapter].weight.detach().double(), linear.dsee_V[adapter].weight.detach().double()
+    if hasattr(linear.dsee_U[adapter], "parts"):
+        # query, key and value in one matrix: a factor pair of its own for each that is tuned
+        low_rank = torch.zeros(3, linear.dsee_U[adapter].out_features // 3, low.shape[1], dtype=torch.float64)
+        pairs = zip(linear.dsee_U[adapter].parts, up.chunk(2), low.chunk(2), strict=True)
+        for part, own_up, own_low in pairs:
+            low_rank[part] = own_up @ own_low
+        low_rank = low_rank.flatten(0, 1)
+    else:
+        low_rank = up @ low
     sparse = linear.dsee_S[adapter]
     for flat, value in zip(sparse.indices.tolist(), sparse.weight.tolist(), strict=True):
         low_rank[flat // low_rank.shape[1], flat % low_rank.shape[1]] += value

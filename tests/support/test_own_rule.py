@@ -75,3 +75,45 @@ def test_a_rule_that_works_in_place_does_not_change_the_model():
     weight = -torch.ones(3, 3)
     support.choose("own", weight, 4, rank=1, seed=0)
     assert torch.equal(weight, -torch.ones(3, 3))
+
+
+def test_a_rule_may_return_a_score_for_each_weight():
+    register(lambda weight, n, rank, generator: -weight)
+    chosen = support.choose("own", torch.tensor([[3.0, 1.0], [2.0, 1.0]]), 2, rank=1, seed=0)
+    assert chosen.tolist() == [1, 3]
+
+
+def test_the_mask_applies_to_scores_without_the_rule_s_help():
+    register(lambda weight, n, rank, generator: -weight)
+    mask = torch.tensor([[True, False], [True, True]])
+    chosen = support.choose("own", torch.tensor([[3.0, 1.0], [2.0, 1.0]]), 2, rank=1, seed=0, mask=mask)
+    assert chosen.tolist() == [2, 3]
+
+
+def test_a_rule_gets_mask_and_gradient_when_it_asks_for_them():
+    seen = {}
+
+    def own(weight, n, rank, generator, *, mask, gradient):
+        seen.update(mask=mask, gradient=gradient)
+        return gradient * weight.abs()
+
+    register(own)
+    assert support.needs_gradient("own")
+    given = torch.arange(9.0).view(3, 3).T
+    mask = torch.ones(3, 3, dtype=torch.bool)
+    support.choose("own", torch.ones(3, 3), 4, rank=1, seed=0, gradient=given, mask=mask)
+    assert torch.equal(seen["gradient"], given)
+    assert torch.equal(seen["mask"], mask)
+
+
+@pytest.mark.parametrize("result", [torch.ones(9), torch.full((3, 3), float("nan"))], ids=["shape", "NaN"])
+def test_scores_of_another_shape_or_not_finite_are_refused(result):
+    register(lambda weight, n, rank, generator: result)
+    with pytest.raises(dsee.InputError, match="'own' returned scores"):
+        support.choose("own", torch.ones(3, 3), 4, rank=1, seed=0)
+
+
+def test_positions_that_the_mask_has_removed_are_refused():
+    register(lambda weight, n, rank, generator: torch.arange(n))
+    with pytest.raises(dsee.InputError, match="'own' chose weights that the mask has removed"):
+        support.choose("own", torch.ones(3, 3), 2, rank=1, seed=0, mask=~torch.eye(3, dtype=torch.bool))

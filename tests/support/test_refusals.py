@@ -5,6 +5,7 @@ import torch
 
 import dsee
 from dsee import support
+from support.given import choose
 
 WEIGHT = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 
@@ -25,7 +26,7 @@ def test_an_unknown_rule_is_refused_by_choose_and_all_known_are_listed():
 @pytest.mark.parametrize("rule", sorted(support.rules()))
 def test_more_positions_than_weights_are_refused_with_the_numbers(rule):
     with pytest.raises(dsee.InputError, match=r"n_sparse=21 is more than the 20 weights of a 4 x 5 matrix.*pattern"):
-        support.choose(rule, WEIGHT, 21, rank=1, seed=0)
+        choose(rule, WEIGHT, 21, rank=1, seed=0)
 
 
 @pytest.mark.parametrize("rule", sorted(support.rules()))
@@ -34,7 +35,7 @@ def test_a_weight_that_is_not_finite_is_refused(rule, value):
     broken = WEIGHT.clone()
     broken[2, 3] = value
     with pytest.raises(dsee.InputError, match="NaN or infinity"):
-        support.choose(rule, broken, 3, rank=1, seed=0)
+        choose(rule, broken, 3, rank=1, seed=0)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**40, -(2**40)])
@@ -43,3 +44,25 @@ def test_every_whole_number_is_a_seed(seed):
 
     model = adapted(tiny_bert(), seed=seed, support="random")
     assert model.peft_config["default"].seed == seed
+
+
+def test_a_rule_by_gradients_without_them_says_where_they_come_from():
+    with pytest.raises(dsee.InputError, match=r"dsee.choose_support\(model, calibration="):
+        support.choose("gradient", WEIGHT, 3, rank=1, seed=0)
+
+
+def test_gradients_that_are_not_finite_are_refused():
+    with pytest.raises(dsee.InputError, match="gradient holds NaN or infinity"):
+        support.choose("gradient", WEIGHT, 3, rank=1, seed=0, gradient=torch.full((4, 5), float("nan")))
+
+
+@pytest.mark.parametrize("support_name", ["magnitude", "gradient"])
+def test_positions_beside_a_rule_are_refused_by_the_config(support_name):
+    with pytest.raises(dsee.InputError, match="Set support='explicit'"):
+        dsee.DseeConfig(support=support_name, positions={"query": [1]})
+
+
+@pytest.mark.parametrize("wrong", [3, "query", None, {"a": 1}])
+def test_positions_that_are_no_list_are_refused_by_the_config(wrong):
+    with pytest.raises(dsee.InputError, match="has to be a list"):
+        dsee.DseeConfig(support="explicit", positions={"query": wrong})

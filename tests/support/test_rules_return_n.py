@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsee import support
+from support.given import choose
 
 SETTINGS = settings(deadline=None, database=None, derandomize=True, max_examples=25)
 RULES = sorted(support.rules())
@@ -41,14 +42,14 @@ def assert_exactly(positions: torch.Tensor, n: int, numel: int) -> None:
 )
 def test_every_rule_returns_exactly_n_distinct_ascending_positions(rule, kind, rows, columns, share, rank, seed):
     n = round(share * rows * columns)
-    positions = support.choose(rule, matrix(kind, rows, columns, seed), n, rank=rank, seed=seed)
+    positions = choose(rule, matrix(kind, rows, columns, seed), n, rank=rank, seed=seed)
     assert_exactly(positions, n, rows * columns)
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("n", [0, 1, 23, 24])
 def test_the_edges_of_n_hold(rule, n):
-    positions = support.choose(rule, matrix("normal", 4, 6, 0), n, rank=2, seed=0)
+    positions = choose(rule, matrix("normal", 4, 6, 0), n, rank=2, seed=0)
     assert_exactly(positions, n, 24)
 
 
@@ -56,7 +57,7 @@ def test_the_edges_of_n_hold(rule, n):
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (30, 7), (7, 30)])
 def test_narrow_and_wide_matrices_are_served(rule, shape):
     weight = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    assert_exactly(support.choose(rule, weight, 11, rank=8, seed=0), 11, weight.numel())
+    assert_exactly(choose(rule, weight, 11, rank=8, seed=0), 11, weight.numel())
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -64,7 +65,7 @@ def test_narrow_and_wide_matrices_are_served(rule, shape):
 def test_every_weight_dtype_is_served_and_left_alone(rule, dtype):
     weight = matrix("normal", 8, 10, 1).to(dtype)
     before = weight.clone()
-    assert_exactly(support.choose(rule, weight, 13, rank=3, seed=0), 13, 80)
+    assert_exactly(choose(rule, weight, 13, rank=3, seed=0), 13, 80)
     assert torch.equal(weight, before)
 
 
@@ -72,5 +73,5 @@ def test_every_weight_dtype_is_served_and_left_alone(rule, dtype):
 def test_a_transposed_view_gives_the_same_support_as_its_copy(rule):
     view = matrix("normal", 12, 8, 2).T
     assert not view.is_contiguous()
-    expected = support.choose(rule, view.contiguous(), 9, rank=2, seed=0)
-    assert torch.equal(support.choose(rule, view, 9, rank=2, seed=0), expected)
+    expected = choose(rule, view.contiguous(), 9, rank=2, seed=0)
+    assert torch.equal(choose(rule, view, 9, rank=2, seed=0), expected)

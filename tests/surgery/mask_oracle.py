@@ -28,10 +28,17 @@ def zeroed(model, plan):
     """A copy in which what the plan names contributes nothing: the inputs that carry it are set to zero."""
     copy = deepcopy(model)
     for view, layer_plan in zip(layers(copy), plan, strict=True):
-        size = view.head_size
+        # of all the query heads that share one key-value head
+        size = weight(view.part("output")).shape[1] // view.heads
         _silence(view.part("output"), [head * size + i for head in layer_plan.heads for i in range(size)])
         _silence(view.part("ffn_out"), list(layer_plan.neurons))
     return copy
+
+
+def weight(linear):
+    """W, (out, in)."""
+    base = linear.base_layer if hasattr(linear, "base_layer") else linear
+    return base.weight.T if type(base).__name__ == "Conv1D" else base.weight
 
 
 def _silence(linear, features):

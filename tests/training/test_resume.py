@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import dsee
 from chain import Recorder, prepare
 from dsee.artifact.manifest import sha256
 from dsee.errors import DseeError, InputError
@@ -27,7 +28,7 @@ def again(folder, **kwargs):
 def change(folder, section, **values):
     path = folder / "recipe.yaml"
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    content[section] = content[section] | values
+    content[section] = content.get(section, {}) | values
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
@@ -42,6 +43,28 @@ def test_a_changed_section_repeats_its_stage_and_those_after_it(copy):
     recorder = again(copy)
     assert recorder.kept == ["tune", "prune"]
     assert recorder.ran == STAGES[2:]
+
+
+def test_distillation_repeats_recovering_and_is_noted(copy):
+    before = sha256(copy / "out" / "stages" / "recovered" / "adapter" / "adapter_model.safetensors")
+    change(copy, "recover", distill=True)
+    change(copy, "export", onnx=[])
+    recorder = again(copy)
+    assert recorder.kept == ["tune", "prune"]
+    done, total = recorder.steps["recover"]
+    assert done == total
+    recovered = copy / "out" / "stages" / "recovered"
+    assert dsee.history(dsee.load(recovered))[-1]["distillation"] == dsee.Distillation().facts()
+    distilled = sha256(recovered / "adapter" / "adapter_model.safetensors")
+    assert distilled != before
+    change(copy, "recover", distill={"hidden": 1.0})
+    recorder = again(copy)
+    assert recorder.ran[0] == "recover"
+    done, total = recorder.steps["recover"]
+    assert done == total
+    change(copy, "recover", distill=True)
+    again(copy)
+    assert sha256(recovered / "adapter" / "adapter_model.safetensors") == distilled
 
 
 def test_changed_data_repeats_everything(copy):

@@ -7,23 +7,24 @@ SETTINGS = settings(deadline=None, database=None, derandomize=True, max_examples
 
 
 def case(lead, out_features, in_features, n, *, dtype=torch.float32, seed=0):
-    """Random y, x and S2 with n distinct positions: (y, x, values, rows, columns)."""
+    """Random y, x and S2 with n distinct positions: (y, x, values, indices)."""
     generator = torch.Generator().manual_seed(seed)
     flat = torch.randperm(out_features * in_features, generator=generator)[:n]
     y = torch.randn(*lead, out_features, generator=generator).to(dtype)
     x = torch.randn(*lead, in_features, generator=generator).to(dtype)
     values = torch.randn(n, generator=generator).to(dtype)
-    return y, x, values, flat // in_features, flat % in_features
+    return y, x, values, flat
 
 
-def dense(values, rows, columns, out_features, in_features):
+def dense(values, indices, out_features, in_features):
     """S2 as a matrix, differentiable in its values; entries at one place add up."""
-    return values.new_zeros(out_features, in_features).index_put((rows, columns), values, accumulate=True)
+    flat = values.new_zeros(out_features * in_features)
+    return flat.index_put((indices.long(),), values, accumulate=True).view(out_features, in_features)
 
 
-def oracle(y, x, values, rows, columns):
+def oracle(y, x, values, indices):
     """y + x S2^T by the dense product."""
-    return y + x @ dense(values, rows, columns, y.shape[-1], x.shape[-1]).T
+    return y + x @ dense(values, indices, y.shape[-1], x.shape[-1]).T
 
 
 def tolerance(dtype, terms, scale=1.0):

@@ -24,7 +24,8 @@ def tiny_gpt2(seed=0):
 
 
 def adapted_gpt2(**config):
-    settings = {"task_type": "CAUSAL_LM", "target_modules": ["c_attn"], "support": "magnitude"}
+    """With one update over the whole of a layer, unless ``fused_parts`` says otherwise."""
+    settings = {"task_type": "CAUSAL_LM", "target_modules": ["c_attn"], "support": "magnitude", "fused_parts": {}}
     return adapted(tiny_gpt2(), **(settings | config))
 
 

@@ -33,7 +33,9 @@ def test_positions_are_counted_in_out_in_orientation():
     # (in, out) = (32, 96): one weight stands out in each layer, at input 5 and output 70
     for block in base.transformer.h:
         block.attn.c_attn.weight.data[5, 70] = 9.0
-    model = adapted(base, task_type="CAUSAL_LM", target_modules=["c_attn"], support="magnitude", n_sparse=1)
+    model = adapted(
+        base, task_type="CAUSAL_LM", target_modules=["c_attn"], support="magnitude", n_sparse=1, fused_parts={}
+    )
     for _, layer in update_layers(model):
         assert layer.dsee_S["default"].indices.tolist() == [70 * 32 + 5]
         assert layer.dsee_S["default"].shape.tolist() == [96, 32]

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from peft import get_peft_model, inject_adapter_in_model
 from torch.nn.utils import parametrizations, parametrize, prune
+from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 import dsee
-from conftest import adapted, logits, tiny_bert
+from conftest import adapted, batch, logits, tiny_bert
 from dsee.update.layer import update_layers
-from update.models import tiny_gpt2
+from update.models import close, tiny_gpt2
 
 
 def covered(model):
@@ -79,6 +81,92 @@ def test_a_wrong_name_for_a_second_adapter_is_answered_with_the_layers_own_names
 def test_a_layer_that_is_no_linear_is_refused_by_kind():
     with pytest.raises(dsee.InputError, match=r"Embedding.*Linear or Conv1D"):
         adapted(tiny_bert(), target_modules=["word_embeddings"])
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("query", r"for whole paths.*a name goes into a list, as in \['query'\]. Did you mean 'query'"),
+        (r".*\.querry", "none of BertForSequenceClassification matches.*Did you mean 'query'"),
+        (r".*\.(query", "is no regular expression"),
+    ],
+)
+def test_an_expression_that_fits_nothing_is_refused(expression, message):
+    with pytest.raises(dsee.InputError, match=message):
+        adapted(tiny_bert(), target_modules=expression)
+
+
+def tiny_modernbert():
+    """A family without a map, whose projections are fused in a Linear."""
+    torch.manual_seed(0)
+    config = ModernBertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=40,
+        vocab_size=100,
+        num_labels=3,
+        pad_token_id=0,
+        global_attn_every_n_layers=2,
+    )
+    return ModernBertForSequenceClassification(config).eval()
+
+
+@pytest.mark.parametrize(
+    "targets", [["Wqkv"], ["Wqkv", "Wo"], r".*attn\.W(qkv|o)", "all-linear"], ids=["name", "names", "regex", "all"]
+)
+def test_a_family_without_a_map_is_adapted_where_its_layers_are_named(targets):
+    base = tiny_modernbert()
+    fresh = adapted(tiny_modernbert(), target_modules=targets, init_weights=True)
+    assert torch.equal(logits(fresh), logits(base))
+    model = adapted(tiny_modernbert(), target_modules=targets, fused_parts={"Wqkv": ["query", "value"]})
+    before = logits(model)
+    assert not torch.equal(before, logits(base))
+    model(**batch(labels=True)).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    torch.testing.assert_close(logits(model.merge_and_unload()), before, **close())
+
+
+def test_the_parts_of_modernberts_fused_layer_are_query_key_and_value():
+    # the value's rows, and they alone, are what attention averages: with all else equal a change there is linear
+    model = adapted(tiny_modernbert(), target_modules=["Wqkv"], fused_parts={"Wqkv": ["key"]}, r=0, n_sparse=3)
+    rows = update_layers(model)[0][1].dsee_S["default"].rows_and_columns()[0]
+    assert set((rows // 32).tolist()) == {1}
+
+
+class Plain(torch.nn.Module):
+    """No transformers model, no configuration."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lower, self.upper = torch.nn.Linear(6, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.upper(self.lower(x).relu())
+
+
+@pytest.mark.parametrize("targets", [["lower"], "low.*", "all-linear"])
+def test_a_plain_module_is_adapted(targets):
+    config = dsee.DseeConfig(target_modules=targets, r=2, n_sparse=3, init_weights=False)
+    model, x = get_peft_model(Plain(), config), torch.randn(5, 6)
+    assert covered(model) == ({"lower", "upper"} if targets == "all-linear" else {"lower"})
+    before = model(x)
+    assert not torch.equal(before, Plain()(x))
+    before.sum().backward()
+    torch.testing.assert_close(model.merge_and_unload()(x), before.detach(), **close())
+
+
+def test_a_plain_module_is_adapted_by_injection():
+    model = inject_adapter_in_model(dsee.DseeConfig(target_modules=["upper"], r=2, n_sparse=3), Plain())
+    assert covered(model) == {"upper"}
+    x = torch.randn(5, 6)
+    assert torch.equal(model(x), Plain()(x))
+
+
+def test_without_targets_an_unknown_family_is_answered_with_its_layers():
+    with pytest.raises(dsee.InputError, match=r"no default for 'custom' models.*this Plain are called lower, upper"):
+        get_peft_model(Plain(), dsee.DseeConfig())
 
 
 class Halved(torch.nn.Module):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from torch import nn
 
-from dsee.architectures._map import Architecture, LayerView, submodule
-from dsee.errors import ArchitectureError, listed, nearest
+from dsee.architectures._map import Architecture
+from dsee.architectures._view import LayerView, submodule
+from dsee.errors import ArchitectureError, nearest
 
 #: ``model_type`` of a saved model whose layers have been cut, for example "dsee_bert".
 CUT_PREFIX = "dsee_"
@@ -63,7 +65,7 @@ def find(model: nn.Module) -> Architecture:
     if model_type not in _MAPS:
         raise ArchitectureError(
             f"There is no architecture map for {model_type!r}, so dsee does not know where its heads and neurons are."
-            f"{nearest(model_type, supported())} Mapped: {listed(supported())}. A map is one small file: see "
+            f"{nearest(model_type, supported())} Mapped: {', '.join(supported())}. A map is one small file: see "
             "docs/architectures.md. Tuning without pruning works when target_modules is given."
         )
     return _MAPS[model_type]
@@ -79,14 +81,20 @@ def layers(model: nn.Module) -> list[LayerView]:
         ArchitectureError: no map, or the model does not look as its map says.
     """
     architecture = find(model)
-    try:
-        stack = submodule(base_model(model), architecture.layers)
-    except AttributeError as error:
+    paths = (architecture.layers,) if isinstance(architecture.layers, str) else architecture.layers
+    body, stacks = base_model(model), []
+    for path in paths:
+        try:
+            stacks.append(list(submodule(body, path)))
+        except AttributeError:
+            # an encoder alone, of a family that has both
+            continue
+    if not stacks:
         raise ArchitectureError(
-            f"{type(plain_model(model)).__name__} has no {architecture.layers!r}, where the map of "
+            f"{type(plain_model(model)).__name__} has no {' or '.join(map(repr, paths))}, where the map of "
             f"{architecture.name!r} expects its layers."
-        ) from error
-    return [LayerView(i, layer, architecture) for i, layer in enumerate(stack)]
+        )
+    return [LayerView(i, layer, architecture) for i, layer in enumerate(chain(*stacks))]
 
 
 def structure(model: nn.Module) -> dict[str, list[int]]:

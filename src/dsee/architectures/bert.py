@@ -13,6 +13,7 @@ BERT = register(
         output="attention.output.dense",
         ffn_in="intermediate.dense",
         ffn_out="output.dense",
+        activation="intermediate.intermediate_act_fn",
         attention="attention.self",
         head_size="attention_head_size",
         heads_attributes=("num_attention_heads",),

@@ -13,6 +13,7 @@ DISTILBERT = register(
         output="attention.out_lin",
         ffn_in="ffn.lin1",
         ffn_out="ffn.lin2",
+        activation="ffn.activation",
         attention="attention",
         head_size="attention_head_size",
         heads_attributes=("n_heads",),

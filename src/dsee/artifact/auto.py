@@ -6,13 +6,16 @@ a process that has not imported dsee, stops at the unknown ``model_type`` instea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 
-from dsee.architectures import layers, supported
+from dsee.architectures import find, layers, supported
 from dsee.architectures._registry import CUT_PREFIX
 from dsee.errors import ArtifactError
 from dsee.pruning.plan import LayerPlan
@@ -27,9 +30,14 @@ AUTO_CLASSES = (
     "AutoModelForMultipleChoice",
     "AutoModelForMaskedLM",
     "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForTextEncoding",
     "AutoModelForPreTraining",
     "AutoModelForNextSentencePrediction",
 )
+
+#: Field of ``config.json`` with the heads and neurons of each layer.
+STRUCTURE = "dsee_structure"
 
 _CONFIGS: dict[str, type[PretrainedConfig]] = {}
 _MODELS: dict[tuple[str, str], type[PreTrainedModel]] = {}
@@ -40,7 +48,7 @@ class CutMixin(nn.Module):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        shrink(self, getattr(config, "dsee_structure", None))
+        shrink(self, getattr(config, STRUCTURE, None))
 
 
 def shrink(model: Any, structure: Any) -> None:
@@ -62,13 +70,16 @@ def shrink(model: Any, structure: Any) -> None:
         fits = isinstance(stored, list) and len(stored) == len(full) and all(type(n) is int for n in stored)
         if not fits or not all(1 <= n <= most for n, most in zip(stored, full, strict=True)):
             raise ArtifactError(f"config.json: dsee_structure[{unit!r}]={stored} does not fit a model with {full}.")
-    cut(
-        model,
-        [
-            LayerPlan(tuple(range(heads, view.heads)), tuple(range(neurons, view.neurons)))
-            for view, heads, neurons in zip(views, structure["heads"], structure["neurons"], strict=True)
-        ],
-    )
+    if any(view.architecture.fixed_heads for view in views) and structure["heads"] != sizes["heads"]:
+        raise ArtifactError(
+            f"config.json: dsee_structure['heads']={structure['heads']}, but the heads of this family cannot be cut."
+        )
+    plan = [
+        LayerPlan(tuple(range(heads, view.heads)), tuple(range(neurons, view.neurons)))
+        for view, heads, neurons in zip(views, structure["heads"], structure["neurons"], strict=True)
+    ]
+    # the weights are loaded later: there is nothing yet to fold into a bias
+    cut(model, plan, fold=False)
 
 
 def config_class(model_type: str) -> type[PretrainedConfig]:
@@ -98,9 +109,58 @@ def model_class(model_type: str, name: str) -> type[PreTrainedModel] | None:
     return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
 
 
+def auto_class(model: nn.Module) -> str:
+    """Return the name of the Auto class that loads models of this class; "AutoModel" where none is known.
+
+    Args:
+        model: a transformers model.
+    """
+    model_type = str(getattr(getattr(model, "config", None), "model_type", "")).removeprefix(CUT_PREFIX)
+    if model_type not in CONFIG_MAPPING:
+        return "AutoModel"
+    config = CONFIG_MAPPING[model_type]
+    for name in AUTO_CLASSES:
+        known = getattr(transformers, name)._model_mapping
+        if config in known and known[config].__name__ == type(model).__name__:
+            return name
+    return "AutoModel"
+
+
 def is_cut(model: nn.Module) -> bool:
     """Whether a transformers model has layers that its stock class could not rebuild."""
-    return getattr(getattr(model, "config", None), "dsee_structure", None) is not None
+    return getattr(getattr(model, "config", None), STRUCTURE, None) is not None
+
+
+def stock_config(model: Any, state: Mapping[str, torch.Tensor]) -> PretrainedConfig | None:
+    """Return a configuration from which a stock class rebuilds a cut model, or None if there is none.
+
+    Args:
+        model: a transformers model whose layers were cut.
+        state: its weights, as they will be stored.
+    """
+    views = layers(model)
+    fields = {name: {int(getattr(view, held)) for view in views} for name, held in find(model).uniform}
+    if not fields or any(len(values) > 1 for values in fields.values()):
+        return None
+    plain = plain_fields(model.config) | {name: values.pop() for name, values in fields.items()}
+    model_type = model.config.model_type.removeprefix(CUT_PREFIX)
+    stock = model_class(model_type, type(model).__name__)
+    if stock is None:
+        return None
+    try:
+        config: PretrainedConfig = CONFIG_MAPPING[model_type](**{k: v for k, v in plain.items() if k != STRUCTURE})
+        with torch.device("meta"):
+            rebuilt = stock(config).state_dict()
+    except (ValueError, StrictDataclassError):
+        # Llama wants the width to be a multiple of the number of heads, whatever their size
+        return None
+    shapes = {name: value.shape for name, value in state.items()}
+    return config if shapes == {name: value.shape for name, value in rebuilt.items()} else None
+
+
+def plain_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """Return what a configuration says, without its type and the version that wrote it."""
+    return {k: v for k, v in config.to_dict().items() if k not in ("model_type", "transformers_version")}
 
 
 def register_auto_classes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsee.artifact.auto import auto_class
 from dsee.steps import Step
 
 _HEAD = """---
@@ -41,12 +42,31 @@ def describe(step: Step) -> str:
     """
     name = step["step"]
     if name == "prune":
-        before, after = step["before"], step["after"]
-        parts = [f"{unit} {sum(before[unit])} -> {sum(after[unit])}" for unit in before]
-        rules = ", ".join(f"{r['rule']} {r['amount']} by {r['score']} per {r['scope']}" for r in step["rules"])
-        return f"{name}: {', '.join(parts)} ({rules})"
+        # a schedule that grew its masks while tuning tells its rule alone
+        before, after = step.get("before", {}), step.get("after", {})
+        rules = ", ".join(_rule(facts) for facts in step["rules"])
+        if "zeros_after" in step:
+            parts = [f"zeros {step['zeros_before']:.1%} -> {step['zeros_after']:.1%}"]
+        else:
+            parts = [f"{unit} {sum(before[unit])} -> {sum(after[unit])}" for unit in before]
+        return f"{name}: {', '.join(parts)} ({rules})" if parts else f"{name}: {rules}"
     facts = ", ".join(f"{k} {v}" for k, v in sorted(step.items()) if k not in ("step", "dsee"))
     return f"{name}: {facts}" if facts else str(name)
+
+
+def _rule(facts: dict[str, Any]) -> str:
+    """A rule in a few words: "weights 0.5 by fisher, global", "n_of_m 2:4 by update"."""
+    if "n" in facts:
+        return f"{facts['rule']} {facts['n']}:{facts['m']} by {facts['score']}"
+    if "ratio" in facts:
+        shape = "".join(f" {down}x{across}" for down, across in [facts["shape"]]) if "shape" in facts else ""
+        return f"{facts['rule']}{shape} {facts['ratio']} by {facts['score']}, {facts['scope']}"
+    if facts["rule"] == "budget":
+        kind = next(kind for kind in ("flops", "latency", "parameters") if kind in facts)
+        return f"at most {facts[kind]} of the {kind} by {facts['score']}"
+    if "explicit" in facts:
+        return f"{facts['rule']} as named"
+    return f"{facts['rule']} {facts['amount']} by {facts['score']} per {facts['scope']}"
 
 
 def card(
@@ -64,7 +84,7 @@ def card(
     way = "adapted" if adapted else "cut" if structure else "stock"
     parameters = sum(p.numel() for p in model.parameters())
     summary = f"A {type(model).__name__} of {parameters / 1e6:.1f} M parameters, made with dsee."
-    auto = "AutoModel" + ("For" + type(model).__name__.split("For", 1)[1] if "For" in type(model).__name__ else "")
+    auto = auto_class(model)
     text = _HEAD.format(
         title=f"{type(model).__name__} ({model_type})",
         summary=summary,

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from dsee.artifact.atomic import heal
 from dsee.artifact.auto import model_class
 from dsee.artifact.manifest import Manifest, owned_entries, read_manifest, verify
-from dsee.artifact.save import ADAPTER
+from dsee.artifact.masks import MASKS, restore_masks
+from dsee.artifact.save import ADAPTER, GATES
 from dsee.errors import ArtifactError, DseeError, InputError
+from dsee.pruning.gates import gate_parameters, set_gates
 from dsee.steps import restore
 
 
@@ -32,17 +35,28 @@ def load(folder: str | Path, *, trainable: bool = False, **kwargs: Any) -> Any:
 
     Raises:
         ArtifactError: the folder is missing, damaged, foreign or too new; the message names the file.
-        InputError: the folder holds an ONNX model.
+        InputError: the folder holds an ONNX model or a LoRA adapter.
     """
     folder = Path(folder)
     heal(folder.resolve(), owned_entries)
     manifest = verify(folder, read_manifest(folder))
     if manifest.kind == "onnx":
         raise InputError(f"{folder} holds an ONNX model. Use dsee.runtime.OnnxModel(folder), or `dsee predict`.")
+    if manifest.kind == "lora":
+        raise InputError(
+            f"{folder} holds a LoRA adapter without its base. Use peft.PeftModel.from_pretrained(base, folder), or "
+            "dsee.import_lora(base, folder) to go on tuning it as an update."
+        )
     try:
         model = _load_base(folder, kwargs)
+        if MASKS in manifest.files:
+            restore_masks(model, folder / MASKS)
         if manifest.kind == "adapted":
             model = _load_adapters(model, folder / ADAPTER, manifest, trainable)
+        if GATES in manifest.files:
+            set_gates(model, load_file(folder / GATES))
+            for gate in gate_parameters(model):
+                gate.requires_grad_(trainable)
     except DseeError:
         raise
     except Exception as error:

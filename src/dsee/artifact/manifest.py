@@ -18,7 +18,7 @@ FORMAT = 1
 #: A manifest is a few kilobytes; this bounds what a hostile one can make us read.
 LARGEST_MANIFEST = 16 * 2**20
 
-Kind = Literal["model", "adapted", "onnx"]
+Kind = Literal["model", "adapted", "onnx", "lora"]
 
 
 class FileEntry(BaseModel):
@@ -36,7 +36,8 @@ class Manifest(BaseModel):
     Attributes:
         format: version of the folder's layout.
         dsee: version of the library that wrote it.
-        kind: "model" (a plain or cut transformers model), "adapted" (a base with an update beside it) or "onnx".
+        kind: "model" (a plain or cut transformers model), "adapted" (a base with an update beside it), "onnx" or "lora"
+            (an update exported as a LoRA adapter, without its base).
         history: the steps the model has been through.
         structure: heads and neurons of each layer, if the family is mapped.
         adapters: names of the updates beside the base, in their order.

@@ -8,24 +8,32 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 from torch import nn
 
 from dsee.architectures._registry import CUT_PREFIX, plain_model
 from dsee.artifact.atomic import whole_folder
-from dsee.artifact.auto import config_class, is_cut
+from dsee.artifact.auto import STRUCTURE, config_class, is_cut, plain_fields, stock_config
 from dsee.artifact.card import card
 from dsee.artifact.manifest import Kind, Manifest, owned_entries, refuse_other_kind, verify, write_manifest
+from dsee.artifact.masks import MASKS, mask_bits
 from dsee.errors import InputError
+from dsee.pruning.gates import gate_values, gated_linears
 from dsee.steps import history
+from dsee.update.layer import GATE
 
 ADAPTER = "adapter"
+#: Gates that are being tuned lie beside the base and the adapters, since they belong to no adapter.
+GATES = "gates.safetensors"
 
 
 def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[str, Any] | None = None) -> Path:
     """Write a model as an artifact: whole or not at all.
 
-    A merged model becomes a plain transformers checkpoint, under a ``model_type`` of its own if its layers were cut. A
-    PeftModel is written as its (pruned) base with the update beside it, and loads as a PeftModel again.
+    A merged model becomes a plain transformers checkpoint, under a ``model_type`` of its own if its layers were cut so
+    that no stock class could rebuild them. A PeftModel is written as its (pruned) base with the update beside it, and
+    loads as a PeftModel again. Masks lie beside the weights, one bit each; the zeros are in the weights themselves, so
+    the model runs without the masks.
 
     Args:
         model: a transformers model or a PeftModel.
@@ -37,8 +45,8 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
         The folder.
 
     Raises:
-        InputError: not a transformers model, one with a merged update, facts that JSON cannot hold,
-            or a folder that holds an ONNX export.
+        InputError: not a transformers model, one with a merged update or with weights where its masks say zero, facts
+            that JSON cannot hold, or a folder that holds an ONNX export.
         ArtifactError: the folder could not be written; what was there before is untouched.
     """
     base = plain_model(model)
@@ -51,16 +59,21 @@ def save(model: Any, folder: str | Path, *, tokenizer: Any = None, facts: dict[s
             "save: an update is merged into the base. Use dsee.merge(model), or model.unmerge_adapter() first."
         )
     _check_facts(facts)
+    masks = mask_bits(base)
     target = Path(folder)
     refuse_other_kind(target, ("model", "adapted"))
     with whole_folder(target, check=verify, owned=owned_entries) as writing:
-        model_type = _write_base(base, writing)
+        model_type, structure = _write_base(base, writing)
+        if masks:
+            save_file(masks, writing / MASKS)
         if adapted:
             model.save_pretrained(writing / ADAPTER)
             _tidy_adapters(writing / ADAPTER)
+        if gates := gate_values(model):
+            save_file(gates, writing / GATES)
         if tokenizer is not None:
             tokenizer.save_pretrained(writing)
-        steps, structure = history(model), getattr(base.config, "dsee_structure", None)
+        steps = history(model)
         (writing / "README.md").write_text(card(base, model_type, steps, structure, adapted=adapted), encoding="utf-8")
         kind: Kind = "adapted" if adapted else "model"
         manifest = Manifest(kind=kind, history=steps, structure=structure, facts=facts or {})
@@ -92,15 +105,19 @@ def _tidy_adapters(folder: Path) -> None:
         path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_base(base: Any, folder: Path) -> str:
-    """Write configuration and weights of a transformers model without its updates; return the ``model_type`` used."""
-    config = base.config
-    if is_cut(base) and not config.model_type.startswith(CUT_PREFIX):
-        plain = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "transformers_version")}
-        base.config = config_class(config.model_type)(**plain)
+def _write_base(base: Any, folder: Path) -> tuple[str, Any]:
+    """Write configuration and weights of a transformers model without its updates.
+
+    Returns:
+        The ``model_type`` used, and the heads and neurons of each layer where the configuration has to say them.
+    """
+    config, state = base.config, _base_state(base)
+    if is_cut(base):
+        own = config_class(config.model_type.removeprefix(CUT_PREFIX))
+        base.config = stock_config(base, state) or own(**plain_fields(config))
     try:
-        base.save_pretrained(folder, state_dict=_base_state(base))
-        return str(base.config.model_type)
+        base.save_pretrained(folder, state_dict=state)
+        return str(base.config.model_type), getattr(base.config, STRUCTURE, None)
     finally:
         base.config = config
 
@@ -113,10 +130,15 @@ def _base_state(base: nn.Module) -> dict[str, torch.Tensor]:
         if isinstance(module, BaseTunerLayer)
         for part in module.adapter_layer_names
     )
+    gated = tuple(f"{name}." for name, _ in gated_linears(base))
     state = {}
     for name, value in base.state_dict().items():
         parts = name.split(".")
-        if name.startswith(updates) or "modules_to_save" in parts:
+        if (
+            name.startswith(updates)
+            or (name.startswith(gated) and name.endswith(f".{GATE}"))
+            or "modules_to_save" in parts
+        ):
             continue
         state[".".join(part for part in parts if part not in ("base_layer", "original_module"))] = value
     return state

@@ -36,19 +36,36 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "history": manifest.history,
         "facts": manifest.facts,
     }
-    weights = sorted(folder.glob("*.safetensors"))
-    if weights:
-        facts["parameters"] = sum(_count(path) for path in weights)
+    masks = folder / "masks.safetensors"
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        sizes |= _sizes(path)
+    if sizes:
+        facts["parameters"] = sum(sizes.values())
+    if masks.name in manifest.files:
+        facts["masks"] = _masks(masks, sizes)
     return facts
 
 
-def _count(path: Path) -> int:
+def _sizes(path: Path) -> dict[str, int]:
+    """Numbers in each tensor of a file."""
     from math import prod
 
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as tensors:
-        return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - not a dict
+        return {name: prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - not a dict
+
+
+def _masks(path: Path, sizes: dict[str, int]) -> dict[str, Any]:
+    """Masked matrices, their weights, and the share of zeros the masks ask for."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    bits = load_file(path)
+    weights = sum(sizes.get(f"{name}.weight", 0) for name in bits)
+    kept = sum(int(np.unpackbits(packed).sum()) for packed in bits.values())
+    return {"matrices": len(bits), "weights": weights, "zeros": round(1 - kept / weights, 6) if weights else None}
 
 
 def _text(folder: Path, facts: dict[str, Any]) -> str:
@@ -60,6 +77,11 @@ def _text(folder: Path, facts: dict[str, Any]) -> str:
     ]
     if "parameters" in facts:
         lines.append(f"parameters  {facts['parameters']:,}")
+    if "masks" in facts:
+        masks = facts["masks"]
+        lines.append(
+            f"zeros       {masks['zeros']:.1%} of {masks['weights']:,} weights in {masks['matrices']} matrices"
+        )
     if facts["structure"]:
         lines += [f"{unit:<11} {' '.join(map(str, sizes))}" for unit, sizes in facts["structure"].items()]
     lines += [f"{key:<11} {value}" for key, value in facts["facts"].items() if not isinstance(value, dict)]

@@ -16,7 +16,8 @@ from torch import nn
 from dsee.architectures import LayerView, base_model, layers
 from dsee.architectures._registry import plain_model
 from dsee.measure.sample import check_sizes
-from dsee.update.layer import DseeLayer, linear_shape
+from dsee.update.bases import linear_shape
+from dsee.update.layer import DseeLayer
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Flops:
 
     Attributes:
         projections: query, key, value and output projections.
-        attention: the two products of attention.
-        feed_forward: the two linears of the feed-forward parts.
+        attention: the products of attention.
+        feed_forward: the linears of the feed-forward parts.
         update: low-rank and sparse branches that run beside a weight (none after merging).
         rest: pooler, task head and other linears.
         effective: total with exact zeros of the weights left out. Theoretical: time is another matter.
@@ -51,7 +52,10 @@ class Flops:
 
 
 def flops(model: nn.Module, batch: int = 1, sequence: int = 128) -> Flops:
-    """Count the operations of one forward pass of an encoder.
+    """Count the operations of one forward pass over whole sentences, without a cache.
+
+    Causal attention counts in full, as it is computed by the eager products. A model with an encoder and a decoder
+    reads ``sequence`` tokens and writes as many.
 
     Args:
         model: a transformers model of a mapped family, with or without updates.
@@ -68,20 +72,71 @@ def flops(model: nn.Module, batch: int = 1, sequence: int = 128) -> Flops:
     check_sizes(batch, sequence)
     tokens = batch * sequence
     views = layers(model)
-    projections = sum(_linear(view.part(p), tokens) for view in views for p in ("query", "key", "value", "output"))
-    feed_forward = sum(_linear(view.part(p), tokens) for view in views for p in ("ffn_in", "ffn_out"))
-    # scores and weighted sum: heads x tokens x tokens x head size each
-    attention = sum(2 * 2 * batch * view.heads * sequence**2 * view.head_size for view in views)
+    attending = [pair for view in views for pair in _attending(view, tokens)]
+    feeding = [(linear, tokens) for view in views for linear in view.linears("neurons").values()]
     outside = [(linear, batch if once else tokens) for linear, once in _outside(model, views)]
-    rest = sum(_linear(linear, count) for linear, count in outside)
-    counted = [(view.part(p), tokens) for view in views for p in PARTS] + outside
+    projections, feed_forward, rest = (
+        sum(_linear(linear, count) for linear, count in counted) for counted in (attending, feeding, outside)
+    )
+    attention = sum(_products(view, batch, sequence) for view in views)
+    counted = attending + feeding + outside
     update = sum(_update(linear, count) for linear, count in counted)
     zeros = sum(2 * count * _zeros(linear) for linear, count in counted)
     total = projections + feed_forward + attention + update + rest
     return Flops(projections, attention, feed_forward, update, rest, total - zeros)
 
 
-PARTS = ("query", "key", "value", "output", "ffn_in", "ffn_out")
+def layer_flops(view: LayerView, batch: int, sequence: int) -> dict[str, int]:
+    """Count the operations of one layer, updates left out, by what they grow with.
+
+    Args:
+        view: the layer.
+        batch: sentences.
+        sequence: tokens per sentence.
+
+    Returns:
+        "heads" and "neurons", each in proportion to their number, and "fixed", the attention over an encoder's states.
+    """
+    tokens, crossing = batch * sequence, view.crossing()
+    attending = sum(_linear(linear, count) for linear, count in _attending(view, tokens))
+    fixed = sum(_linear(linear, tokens) for linear in crossing) + _crossing_products(view, batch, sequence)
+    return {
+        "heads": attending + _products(view, batch, sequence) - fixed,
+        "neurons": sum(_linear(linear, tokens) for linear in view.linears("neurons").values()),
+        "fixed": fixed,
+    }
+
+
+def _attending(view: LayerView, tokens: int) -> list[tuple[Any, int]]:
+    """The projections around attention and the rows each of them is applied to."""
+    own, further = view.linears("heads"), view.further()
+    found = [(linear, 2 * _span(view) if name in further else tokens) for name, linear in own.items()]
+    if _span(view) and not further:
+        # relative positions go through the query's and the key's own projections
+        found += [(view.part(part), 2 * _span(view)) for part in ("query", "key")]
+    return found + [(linear, tokens) for linear in view.crossing()]
+
+
+def _span(view: LayerView) -> int:
+    """Relative positions on each side that queries and keys are held against, as in DeBERTa; mostly none."""
+    name = view.architecture.position_span
+    return int(getattr(view.part("attention"), name, 0)) if name else 0
+
+
+def _products(view: LayerView, batch: int, sequence: int) -> int:
+    """The products of attention: each query with each key, the weighted sum of values, and what else is held."""
+    width = view.heads * view.width("output")
+    # two operations a multiply-add, two products
+    total = 2 * 2 * batch * width * sequence**2
+    if _span(view):
+        kinds = {"c2p", "p2c"} & set(view.part("attention").pos_att_type)
+        total += 2 * len(kinds) * batch * width * sequence * 2 * _span(view)
+    return total + _crossing_products(view, batch, sequence)
+
+
+def _crossing_products(view: LayerView, batch: int, sequence: int) -> int:
+    crossing = view.crossing()
+    return 2 * 2 * batch * linear_shape(_base(crossing[0]))[0] * sequence**2 if crossing else 0
 
 
 def _base(linear: Any) -> Any:
@@ -94,7 +149,10 @@ def _zeros(linear: Any) -> int:
 
 
 def _linear(linear: Any, tokens: int) -> int:
-    out_features, in_features = linear_shape(_base(linear))
+    base = _base(linear)
+    if isinstance(base, nn.Conv1d):
+        return 2 * tokens * base.weight.numel()
+    out_features, in_features = linear_shape(base)
     return 2 * tokens * out_features * in_features
 
 
@@ -119,10 +177,11 @@ def _outside(model: nn.Module, views: list[LayerView]) -> Iterator[tuple[nn.Modu
             continue
         if isinstance(module, DseeLayer):
             skip |= {id(part) for part in module.modules()}
-        elif not isinstance(module, nn.Linear):
+        elif not isinstance(module, (nn.Linear, nn.Conv1d)):
             continue
-        once = "pooler" in name if id(module) in of_body else sentence_task or "seq_relationship" in name
-        yield module, once
+        # decoders score every token and use the last one's
+        at_end = (sentence_task and name != "score") or "seq_relationship" in name or "multiple_choice_head" in name
+        yield module, "pooler" in name or (at_end and id(module) not in of_body)
 
 
 def _idle_copy(model: nn.Module, name: str) -> bool:

@@ -48,7 +48,8 @@ def sample_inputs(model: Any, batch: int, sequence: int, *, padded: bool = False
         padded: let every other sentence end halfway, as real batches do.
 
     Returns:
-        ``input_ids`` and ``attention_mask``, (batch, sequence) int64 each; the same for the same arguments.
+        ``input_ids`` and ``attention_mask``, (batch, sequence) int64 each, and for a model that writes from what an
+        encoder has read as many ``decoder_input_ids``; the same for the same arguments.
 
     Raises:
         InputError: nothing to measure with, or the sequence is longer than the model's positions.
@@ -62,4 +63,9 @@ def sample_inputs(model: Any, batch: int, sequence: int, *, padded: bool = False
     mask = torch.ones_like(ids)
     if padded and batch > 1:
         mask[1::2, (sequence + 1) // 2 :] = 0
-    return {"input_ids": ids.to(inner.device), "attention_mask": mask.to(inner.device)}
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if inner.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids.flip(1)
+        # T5's classifier looks for the token that ends a sentence
+        ids[:, -1] = int(inner.config.eos_token_id)
+    return {name: value.to(inner.device) for name, value in inputs.items()}

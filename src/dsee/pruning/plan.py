@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,9 +46,14 @@ def plan_for(model: nn.Module, rule: Rule, calibration: Iterable[Batch] | None =
 
     Raises:
         InputError: the rule asks for nothing, or for more than can go (one head and one neuron stay in each layer).
+        ArchitectureError: the family has no map, or its heads cannot be removed.
     """
     views = layers(model)
+    for view in views if rule.unit == "heads" else []:
+        view.refuse_fixed_heads("prune")
     sizes = [view.heads if rule.unit == "heads" else view.neurons for view in views]
+    if isinstance(rule.explicit, Mapping):
+        return _as_named(rule.explicit, rule, sizes)
     ranked = check_score(rule.score)(ScoreInput(model, views, rule.unit, rule.seed, calibration))
     _check_scores(rule, views, ranked, sizes)
     if rule.scope == "global":
@@ -65,6 +70,22 @@ def plan_for(model: nn.Module, rule: Rule, calibration: Iterable[Batch] | None =
     return [LayerPlan(heads=c) if rule.unit == "heads" else LayerPlan(neurons=c) for c in chosen]
 
 
+def _as_named(explicit: Mapping[int, Sequence[int]], rule: Rule, sizes: list[int]) -> list[LayerPlan]:
+    """What an explicit rule names, checked against what is there."""
+    for layer, chosen in explicit.items():
+        if layer >= len(sizes):
+            raise InputError(f"explicit names layer {layer}; the model has layers 0 to {len(sizes) - 1}.")
+        if max(chosen) >= sizes[layer]:
+            raise InputError(
+                f"explicit names {rule.unit} {list(chosen)} of layer {layer}, which has {rule.unit} 0 to "
+                f"{sizes[layer] - 1}."
+            )
+        if len(chosen) == sizes[layer]:
+            raise InputError(f"explicit names all {rule.unit} of layer {layer}; at least one has to stay.")
+    named = [tuple(explicit.get(layer, ())) for layer in range(len(sizes))]
+    return [LayerPlan(heads=c) if rule.unit == "heads" else LayerPlan(neurons=c) for c in named]
+
+
 def _check_scores(rule: Rule, views: list[LayerView], ranked: list[torch.Tensor], sizes: list[int]) -> None:
     if len(ranked) != len(views):
         raise InputError(f"score={rule.score!r} gave values for {len(ranked)} of {len(views)} layers.")
@@ -77,7 +98,7 @@ def _check_scores(rule: Rule, views: list[LayerView], ranked: list[torch.Tensor]
 
 def _wanted(rule: Rule, size: int, most: int, where: str) -> int:
     """How many of ``size`` the rule removes; at most ``most``."""
-    count = rule.amount if isinstance(rule.amount, int) else math.floor(rule.amount * size + 0.5)
+    count = rule.amount if isinstance(rule.amount, int) else math.floor(float(rule.amount or 0) * size + 0.5)
     if count == 0:
         raise InputError(f"{rule.amount} of the {size} {rule.unit} of {where} is less than one. Use a larger ratio.")
     if count > most:

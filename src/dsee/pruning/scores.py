@@ -25,6 +25,7 @@ class ScoreInput:
         unit: "heads" or "neurons".
         seed: for scores that draw.
         calibration: labelled batches, for scores that look at data.
+        shared: kept from one unit to the other, if both are scored in the same state, so that data is seen once.
     """
 
     model: nn.Module
@@ -32,6 +33,7 @@ class ScoreInput:
     unit: Literal["heads", "neurons"]
     seed: int
     calibration: Iterable[Batch] | None
+    shared: dict[str, list[torch.Tensor]] | None = None
 
 
 #: A score returns, for each layer, one number per head or neuron, shape (heads,) or (neurons,); large means keep.
@@ -71,14 +73,6 @@ def check_score(name: str) -> Score:
     return _SCORES[name]
 
 
-def _base_weight(linear: Any) -> torch.Tensor:
-    """W of a linear with or without an update, (out, in), fp32."""
-    weight = linear.base_weight() if isinstance(linear, DseeLayer) else linear.weight.detach()
-    if not isinstance(linear, DseeLayer) and type(linear).__name__ == "Conv1D":
-        weight = weight.T
-    return weight.float()
-
-
 def _delta(linear: Any) -> torch.Tensor | None:
     """Sum of the active updates of a linear, (out, in), fp32; None without one."""
     if not isinstance(linear, DseeLayer):
@@ -90,33 +84,33 @@ def _delta(linear: Any) -> torch.Tensor | None:
     return total.T if linear.transposed else total
 
 
-def _rows(matrix: torch.Tensor, view: LayerView) -> torch.Tensor:
+def _rows(matrix: torch.Tensor, width: int) -> torch.Tensor:
     """Sum of |entries| over each head's output rows, (heads,)."""
-    return matrix.abs().sum(1).view(-1, view.head_size).sum(1)
+    return matrix.abs().sum(1).view(-1, width).sum(1)
 
 
-def _columns(matrix: torch.Tensor, view: LayerView) -> torch.Tensor:
+def _columns(matrix: torch.Tensor, width: int) -> torch.Tensor:
     """Sum of |entries| over each head's input columns, (heads,)."""
-    return matrix.abs().sum(0).view(-1, view.head_size).sum(1)
+    return matrix.abs().sum(0).view(-1, width).sum(1)
 
 
 @register_score("update")
 @torch.no_grad()
 def update_score(given: ScoreInput) -> list[torch.Tensor]:
-    """Sum of |s (U V + S2)|: over a head's query and value rows (DSEE, section 3.3), or over a neuron's row and column.
+    """Sum of |s (U V + S2)|: over a head's query and value rows (DSEE, section 3.3), or a neuron's rows and column.
 
     Raises:
         OrderError: the layers in question carry no update, or one that is still zero.
     """
     result = []
     for view in given.layers:
-        if given.unit == "heads":
-            found = [delta for part in ("query", "value") if (delta := _delta(view.part(part))) is not None]
-            parts = [_rows(delta, view) for delta in found]
-        else:
-            into, out = _delta(view.part("ffn_in")), _delta(view.part("ffn_out"))
-            parts = [] if into is None else [into.abs().sum(1)]
-            parts += [] if out is None else [out.abs().sum(0)]
+        names = ("query", "value") if given.unit == "heads" else view.names("neurons")
+        found = [(part, delta) for part in names if (delta := _delta(view.part(part))) is not None]
+        parts = [
+            _rows(delta[view.rows(part)], view.width(part) if given.unit == "heads" else 1) for part, delta in found
+        ]
+        out = _delta(view.part("ffn_out")) if given.unit == "neurons" else None
+        parts += [] if out is None else [out.abs().sum(0)]
         if not parts:
             where = "query and value" if given.unit == "heads" else "feed-forward"
             raise OrderError(
@@ -133,31 +127,30 @@ def update_score(given: ScoreInput) -> list[torch.Tensor]:
 
 def _weight_like(given: ScoreInput, with_update: bool) -> list[torch.Tensor]:
     def matrix(view: LayerView, part: str) -> torch.Tensor:
-        linear = view.part(part)
-        delta = _delta(linear) if with_update else None
-        return _base_weight(linear) if delta is None else _base_weight(linear) + delta
+        delta = _delta(view.part(part)) if with_update else None
+        weight = view.matrix(part).float()
+        return weight if delta is None else weight + delta[view.rows(part)]
 
     result = []
     for view in given.layers:
-        if given.unit == "heads":
-            total = sum(_rows(matrix(view, part), view) for part in ("query", "key", "value"))
-            result.append(total + _columns(matrix(view, "output"), view))
-        else:
-            result.append(matrix(view, "ffn_in").abs().sum(1) + matrix(view, "ffn_out").abs().sum(0))
+        heads = given.unit == "heads"
+        total = sum(_rows(matrix(view, part), view.width(part) if heads else 1) for part in view.names(given.unit))
+        last = "output" if heads else "ffn_out"
+        result.append(total + _columns(matrix(view, last), view.width(last) if heads else 1))
     return result
 
 
 @register_score("weight")
 @torch.no_grad()
 def weight_score(given: ScoreInput) -> list[torch.Tensor]:
-    """Sum of |W| over all the weights that would go."""
+    """Sum of |W| over the weights that would go: query, key, value and output, or both sides of a neuron."""
     return _weight_like(given, with_update=False)
 
 
 @register_score("weight+update")
 @torch.no_grad()
 def weight_update_score(given: ScoreInput) -> list[torch.Tensor]:
-    """Sum of |W + dW| over all the weights that would go."""
+    """Sum of |W + dW| over the same weights."""
     return _weight_like(given, with_update=True)
 
 
@@ -174,20 +167,48 @@ def taylor_score(given: ScoreInput) -> list[torch.Tensor]:
     """First-order estimate of the loss that removal costs: mean over examples of |sum of activation x gradient|.
 
     For a gate g = 1 on a head or neuron, dLoss/dg is that sum (Michel, Levy and Neubig 2019; Molchanov et al. 2017).
+    A language model's loss is a mean over tokens, so that longer examples of one batch count for more.
 
     Raises:
         InputError: no calibration batches, or batches without labels.
     """
+    return [sums.abs().mean(0) for sums in _gate_gradients(given, "taylor")]
+
+
+def _gate_gradients(given: ScoreInput, name: str) -> list[torch.Tensor]:
+    """Sum of activation x gradient for each example and head or neuron, (examples, units)."""
     if given.calibration is None:
         raise InputError(
-            "score='taylor' looks at data: pass calibration=, an iterable of batches with labels (a DataLoader of a "
+            f"score={name!r} looks at data: pass calibration=, an iterable of batches with labels (a DataLoader of a "
             "few hundred training examples will do), or use score='weight'."
         )
-    part = "output" if given.unit == "heads" else "ffn_out"
-    per_feature = first_order(given.model, [view.part(part) for view in given.layers], given.calibration)
-    if given.unit == "neurons":
-        return [contributions.abs().mean(0) for contributions in per_feature]
-    return [
-        contributions.view(contributions.shape[0], -1, view.head_size).sum(2).abs().mean(0)
-        for contributions, view in zip(per_feature, given.layers, strict=True)
-    ]
+    if given.shared and given.unit in given.shared:
+        return given.shared[given.unit]
+    units = {"heads": "output", "neurons": "ffn_out"}
+    asked = [given.unit] if given.shared is None else list(units)
+    linears = [view.part(units[unit]) for unit in asked for view in given.layers]
+    per_feature = iter(first_order(given.model, linears, given.calibration))
+    found = {
+        unit: [
+            # in this order, so that zip takes no more than it needs
+            x.view(x.shape[0], getattr(view, unit), -1).sum(2)
+            for view, x in zip(given.layers, per_feature, strict=False)
+        ]
+        for unit in asked
+    }
+    if given.shared is not None:
+        given.shared.update(found)
+    return found[given.unit]
+
+
+@register_score("fisher")
+def fisher_score(given: ScoreInput) -> list[torch.Tensor]:
+    """Second-order estimate of the same: mean over examples of (sum of activation x gradient)^2, halved.
+
+    That mean is the diagonal of the empirical Fisher information of the gates, which stands for the loss's curvature
+    near a minimum: removing a gate g = 1 costs F / 2 (Theis et al. 2018; Liu et al. 2021, group Fisher pruning).
+
+    Raises:
+        InputError: no calibration batches, or batches without labels.
+    """
+    return [0.5 * sums.square().mean(0) for sums in _gate_gradients(given, "fisher")]

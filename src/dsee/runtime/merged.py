@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ from dsee.surgery.merge import merge
 
 
 def load_merged(folder: str | Path) -> Any:
-    """Load an artifact as a plain transformers model; an update beside its base is merged first.
+    """Load an artifact as a plain transformers model; an update beside its base is merged first, under any masks.
 
     Args:
         folder: what :func:`dsee.save` wrote.
     """
     model = load(folder)
-    return model if plain_model(model) is model else merge(model)
+    if plain_model(model) is model:
+        return model
+    with warnings.catch_warnings():
+        # what masks drop of the update is said where a model is merged to be kept
+        warnings.filterwarnings("ignore", message="merge: every zero kept")
+        return merge(model)

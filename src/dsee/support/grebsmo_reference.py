@@ -1,59 +1,51 @@
-"""Support from a decomposition of W, as the authors' published code does it, which is not what the paper says.
+"""Support from a decomposition of W, as the authors' published code reads it, which is not what the paper says.
 
-The loop has no cardinality constraint and nothing to do with the rank of the update: 100 rounds of two passes with a
-hard threshold of 0.01, the rank of V growing by 5 a round up to 496, then the N largest entries of the last residual.
-It is here to reproduce that code, not as a recommendation: it takes over thirty times as long as the paper's reading,
-and two seeds agree less. On matrices smaller than 768 the last rank is reached early and the other rounds refine it.
+That code has no cardinality constraint and nothing to do with the rank of the update: it alternates
+``L = U V`` of rank 496 with ``S = W - L`` where that exceeds 0.01 in size, and takes the N largest entries of the last
+``W - L``. It grows the rank by 5 in each of 100 rounds of two passes and forgets S at the start of each. The limit of
+the growth is W's leading subspace, which this rule computes exactly; the two passes then keep S. So the reading
+(rank, threshold, passes, choice) is the published one, the rounds are not: benchmarks/reference_loop.py has them,
+and benchmarks/bench_support.py compares the two. It is here to reproduce that code, not as a recommendation.
 """
 
 from __future__ import annotations
 
 import torch
 
+from dsee.support._low_rank import leading_rows
 from dsee.support._registry import register_rule
-from dsee.support._top import top_n
 
-ROUNDS = 100
+RANK = 496
 PASSES = 2
-ROWS_PER_ROUND = 5
 THRESHOLD = 0.01
-#: The loop ends at rank 496 of BERT's 768. A smaller matrix would be reproduced exactly at that rank, its residual
+#: The published rank is 496 of BERT's 768. A smaller matrix would be reproduced exactly at that rank, its residual
 #: would vanish and the choice become arbitrary, so the same share of the full rank is the limit.
 RANK_SHARE = 496 / 768
 
 
 @register_rule("grebsmo-reference")
-def grebsmo_reference(weight: torch.Tensor, n: int, rank: int, generator: torch.Generator) -> torch.Tensor:  # noqa: ARG001 - the published loop ignores the rank
-    """Return the ``n`` largest entries of the residual that the published loop ends with.
+def grebsmo_reference(weight: torch.Tensor, n: int, rank: int, generator: torch.Generator) -> torch.Tensor:  # noqa: ARG001 - the published loop ignores the update's rank
+    """Score each weight by ``|W - U V|`` after the published alternation, from an exact start.
 
-    Where fewer than ``n`` entries exceed the threshold, the published code lets the mask become all ones; here the
-    largest of the remaining residual fill up the support, so that it has exactly ``n`` positions.
+    Where fewer than N entries exceed the threshold, the published code lets the mask become all ones; here the N
+    largest are taken all the same.
 
     Args:
         weight: W, shape (out, in).
-        n: N.
+        n: not used: the N largest scores are taken.
         rank: not used.
-        generator: decides the starting direction.
+        generator: see the rule ``residual``.
 
     Returns:
-        int64, shape (n,), ascending.
+        shape (out, in).
     """
-    limit = min(1 + ROWS_PER_ROUND * (ROUNDS - 1), max(1, int(RANK_SHARE * min(weight.shape))))
-    right = torch.randn(1, weight.shape[1], generator=generator)
-    residual = weight
-    for _ in range(ROUNDS):
-        sparse = torch.zeros_like(weight)
-        low_rank = sparse
-        for _ in range(PASSES):
-            rest = weight - sparse
-            basis = torch.linalg.qr(rest @ right.T).Q
-            right = basis.T @ rest
-            low_rank = basis @ right
-            residual = weight - low_rank
-            sparse = torch.where(residual.abs() < THRESHOLD, 0.0, residual)
-        room = limit - right.shape[0]
-        if room > 0:
-            # the R factor, not Q: that is what the published code appends
-            growth = torch.linalg.qr(weight - low_rank - sparse).R[: min(ROWS_PER_ROUND, room)]
-            right = torch.cat([right, growth])
-    return top_n(residual.abs(), n)
+    limit = min(RANK, max(1, int(RANK_SHARE * min(weight.shape))))
+    right = leading_rows(weight, limit, generator)
+    residual = weight - (weight @ right.T) @ right
+    for _ in range(PASSES):
+        # W - S: the residual stays in W only where it is below the threshold
+        rest = weight - torch.where(residual.abs() < THRESHOLD, 0.0, residual)
+        basis = torch.linalg.qr(rest @ right.T).Q
+        right = basis.T @ rest
+        residual = weight - basis @ right
+    return residual.abs()

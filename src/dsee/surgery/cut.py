@@ -9,26 +9,32 @@ from torch import nn
 
 from dsee.architectures import LayerView, layers, structure
 from dsee.architectures._registry import plain_model
+from dsee.architectures._view import submodule
 from dsee.errors import InputError, OrderError
 from dsee.pruning.plan import LayerPlan
+from dsee.surgery.fold import fold_heads, fold_neurons
+from dsee.surgery.gates import fold_present
 from dsee.surgery.linear import check_cuttable, select
 from dsee.update.layer import any_merged, update_layers
 
 
-def cut(model: nn.Module, plan: list[LayerPlan]) -> None:
-    """Remove what the plan names, in place: W, biases, U, V and S2, for every adapter.
+def cut(model: nn.Module, plan: list[LayerPlan], *, fold: bool = True) -> None:
+    """Remove what the plan names, in place: W, its mask, biases, U, V and S2, for every adapter.
 
-    The logits afterwards equal those of the uncut model with the same heads and neurons zeroed. Parameters are
-    replaced, so an optimizer made before has to be made afresh.
+    The logits afterwards equal those of the uncut model with the same heads and neurons zeroed; what a masked part
+    adds whatever the input is stays, in the output's bias (:mod:`dsee.surgery.fold`). Gates, if there are any, are
+    folded into the weights. Parameters are replaced, so an optimizer made before has to be made afresh.
 
     Args:
         model: a transformers model with a map, with or without updates.
         plan: one entry per layer.
+        fold: False on a model whose weights are still to come.
 
     Raises:
         OrderError: an update is merged.
         InputError: the plan does not fit the model, or a weight is recomputed at every call.
-        ArchitectureError: a weight is of a kind that cannot be cut. Nothing has been changed then, nor above.
+        ArchitectureError: a weight is of a kind that cannot be cut, or the family's heads cannot. Nothing has been
+            changed then, nor above.
     """
     if any_merged(model):
         raise OrderError("prune: an update is merged into the weights. Call model.unmerge_adapter() first.")
@@ -36,9 +42,13 @@ def cut(model: nn.Module, plan: list[LayerPlan]) -> None:
     if len(plan) != len(views):
         raise InputError(f"cut: a plan for {len(plan)} layers does not fit a model of {len(views)}.")
     for view, layer_plan in zip(views, plan, strict=True):
-        _check(view, "heads", layer_plan.heads, ("query", "key", "value", "output"))
-        _check(view, "neurons", layer_plan.neurons, ("ffn_in", "ffn_out"))
+        _check(view, "heads", layer_plan.heads)
+        _check(view, "neurons", layer_plan.neurons)
+    fold_present(model)
     for view, layer_plan in zip(views, plan, strict=True):
+        if fold:
+            fold_heads(view, layer_plan.heads)
+            fold_neurons(view, layer_plan.neurons)
         if layer_plan.heads:
             _cut_heads(view, layer_plan.heads)
         if layer_plan.neurons:
@@ -47,16 +57,18 @@ def cut(model: nn.Module, plan: list[LayerPlan]) -> None:
     _note_sizes(model)
 
 
-def _check(view: LayerView, unit: str, removed: tuple[int, ...], parts: tuple[str, ...]) -> None:
+def _check(view: LayerView, unit: str, removed: tuple[int, ...]) -> None:
     if not removed:
         return
+    if unit == "heads":
+        view.refuse_fixed_heads("cut")
     size = int(getattr(view, unit))
     if min(removed) < 0 or max(removed) >= size:
         raise InputError(f"cut: layer {view.index} has {unit} 0 to {size - 1}; the plan names {unit} {list(removed)}.")
     if len(set(removed)) == size:
         raise InputError(f"cut: the plan removes all {unit} of layer {view.index}; at least one has to stay.")
-    for part in parts:
-        check_cuttable(view.part(part), f"layer {view.index}, {part}")
+    for part, linear in view.linears(unit).items():
+        check_cuttable(linear, f"layer {view.index}, {part}")
 
 
 def _kept(size: int, removed: tuple[int, ...]) -> torch.Tensor:
@@ -66,14 +78,31 @@ def _kept(size: int, removed: tuple[int, ...]) -> torch.Tensor:
     return mask.nonzero().reshape(-1)
 
 
+def _features(units: torch.Tensor, width: int) -> torch.Tensor:
+    """Indices of the features of heads ``width`` features wide."""
+    return (units[:, None] * width + torch.arange(width, device="cpu")).reshape(-1)
+
+
 def _cut_heads(view: LayerView, removed: tuple[int, ...]) -> None:
-    size = view.head_size
     heads = _kept(view.heads, removed)
-    features = (heads[:, None] * size + torch.arange(size, device="cpu")).reshape(-1)
-    for part in ("query", "key", "value"):
-        select(view.part(part), features, 0)
-    select(view.part("output"), features, 1)
+    of_query, of_output = (_features(heads, view.width(part)) for part in ("query", "output"))
+    _select_rows(view, "heads", {part: _features(heads, view.width(part)) for part in view.names("heads")})
+    for projection in view.further().values():
+        select(projection, of_query, 0)
+    select(view.part("output"), of_output, 1)
     note_head_count(view)
+
+
+def _select_rows(view: LayerView, unit: str, features: dict[str, torch.Tensor]) -> None:
+    """Keep features of each part, counted from the part's own first row, whether or not it shares its module."""
+    modules = view.linears(unit)
+    kept: dict[int, list[torch.Tensor]] = {}
+    for part, own in features.items():
+        kept.setdefault(id(view.part(part)), []).append(own + view.rows(part).start)
+    # all rows have been looked up: a cut moves them
+    for linear in modules.values():
+        if id(linear) in kept:
+            select(linear, torch.cat(kept[id(linear)]), 0)
 
 
 def note_head_count(view: LayerView) -> None:
@@ -84,15 +113,18 @@ def note_head_count(view: LayerView) -> None:
     """
     attention: Any = view.part("attention")
     for name in view.architecture.heads_attributes:
-        setattr(attention, name, view.heads)
+        setattr(attention, name, view.query_heads)
     for name in view.architecture.width_attributes:
-        setattr(attention, name, view.heads * view.head_size)
+        setattr(attention, name, view.heads * view.width("query"))
 
 
 def _cut_neurons(view: LayerView, removed: tuple[int, ...]) -> None:
     neurons = _kept(view.neurons, removed)
-    select(view.part("ffn_in"), neurons, 0)
+    _select_rows(view, "neurons", dict.fromkeys(view.names("neurons"), neurons))
     select(view.part("ffn_out"), neurons, 1)
+    for path in view.architecture.neurons_attributes:
+        holder, _, name = path.rpartition(".")
+        setattr(submodule(view.module, holder), name, view.neurons)
 
 
 def _note_sizes(model: nn.Module) -> None:
@@ -100,5 +132,4 @@ def _note_sizes(model: nn.Module) -> None:
     configs = getattr(model, "peft_config", {})
     for name, layer in update_layers(plain_model(model)):
         for adapter in layer.dsee_scaling:
-            n_sparse = layer.dsee_S[adapter].n_sparse if adapter in layer.dsee_S else 0
-            configs[adapter].n_sparse_pattern[name] = n_sparse
+            configs[adapter].n_sparse_pattern[name] = layer.n_sparse_of(adapter)

@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from dsee.errors import ArchitectureError
-from dsee.update.layer import DseeLayer, refuse_recomputed
+from dsee.masks import get_mask, set_mask
+from dsee.update.bases import is_quantised, linear_shape, refuse_recomputed
+from dsee.update.fused import FusedUp, check_even
+from dsee.update.layer import DseeLayer
 from dsee.update.sparse_delta import SparseDelta
 
 
@@ -25,9 +28,9 @@ def check_cuttable(linear: Any, key: str) -> None:
     """
     base: Any = linear.get_base_layer() if isinstance(linear, DseeLayer) else linear
     refuse_recomputed(base, key)
-    if not isinstance(base, nn.Linear) and type(base).__name__ != "Conv1D":
+    if is_quantised(base) or (not isinstance(base, nn.Linear) and type(base).__name__ != "Conv1D"):
         raise ArchitectureError(
-            f"{key}: a {type(base).__name__} cannot be cut: only Linear and Conv1D can. Load the model without "
+            f"{key}: a {type(base).__name__} cannot be cut: only plain Linear and Conv1D can. Load the model without "
             "quantisation, prune, merge, and quantise the result."
         )
 
@@ -41,6 +44,7 @@ def _replace(module: nn.Module, name: str, data: torch.Tensor) -> None:
 def _select_base(base: Any, keep: torch.Tensor, dim: int) -> None:
     """Keep rows (dim 0) or columns (dim 1), in (out, in) orientation, of a bare linear."""
     keep = keep.to(base.weight.device)
+    mask = get_mask(base)
     if isinstance(base, nn.Linear):
         _replace(base, "weight", base.weight.data.index_select(dim, keep))
         if dim == 0:
@@ -52,10 +56,13 @@ def _select_base(base: Any, keep: torch.Tensor, dim: int) -> None:
         setattr(base, "nf" if dim == 0 else "nx", keep.numel())
     if dim == 0 and base.bias is not None:
         _replace(base, "bias", base.bias.data[keep])
+    if mask is not None:
+        set_mask(base, mask.index_select(dim, keep))
 
 
 def _reindexed(sparse: SparseDelta, keep: torch.Tensor, dim: int) -> SparseDelta | None:
     """S2 on the smaller matrix: entries in removed rows or columns go, the others get new positions."""
+    sparse.check()
     sizes = [sparse.out_features, sparse.in_features]
     keep = keep.to(sparse.indices.device)
     new_place = torch.full((sizes[dim],), -1, dtype=torch.int64, device=keep.device)
@@ -75,7 +82,12 @@ def _reindexed(sparse: SparseDelta, keep: torch.Tensor, dim: int) -> SparseDelta
 def _select_updates(layer: DseeLayer, keep: torch.Tensor, dim: int) -> None:
     factors = layer.dsee_U if dim == 0 else layer.dsee_V
     for factor in factors.values():
-        _select_base(factor, keep, dim)
+        if isinstance(factor, FusedUp):
+            rows = factor.kept_rows(keep.to(factor.weight.device))
+            _replace(factor, "weight", factor.weight.data[rows])
+            factor.out_features = keep.numel()
+        else:
+            _select_base(factor, keep, dim)
     for name in list(layer.dsee_S):
         smaller = _reindexed(layer.dsee_S[name], keep, dim)
         if smaller is None:
@@ -98,6 +110,8 @@ def select(linear: Any, keep: torch.Tensor, dim: int) -> None:
     """
     check_cuttable(linear, "select")
     if isinstance(linear, DseeLayer):
+        if dim == 0 and linear.dsee_parts:
+            check_even(keep, linear_shape(linear.get_base_layer())[0])
         _select_base(linear.get_base_layer(), keep, dim)
         _select_updates(linear, keep, dim)
     else:

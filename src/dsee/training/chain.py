@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,30 +10,82 @@ from typing import Any
 from dsee.architectures import layers
 from dsee.errors import InputError
 from dsee.measure import flops, parameters
-from dsee.pruning import Heads, Neurons, Rule, plan_for
+from dsee.pruning import (
+    Blocks,
+    Budget,
+    Gradual,
+    Heads,
+    LayerPlan,
+    MaskRule,
+    Neurons,
+    NofM,
+    Rule,
+    Weights,
+    get_mask,
+    masked_linears,
+    plan_for,
+)
+from dsee.pruning.budget import choose
+from dsee.pruning.gates import has_gates
+from dsee.pruning.mask_order import shapes_after
+from dsee.pruning.mask_plan import check_mask_rule
+from dsee.pruning.schedule import Calibration
 from dsee.steps import record
+from dsee.support import needs_gradient
 from dsee.tasks.encode import batches, predict
 from dsee.tasks.metrics import classification_metrics
-from dsee.training.fit import evaluate, fit, set_dropout, steps_of
+from dsee.training.distillation import Distillation
+from dsee.training.fit import evaluate, fit, set_attention_dropout, set_dropout, steps_of
+from dsee.training.gates import GateCallback
+from dsee.training.prefix_cache import frozen_prefix
 from dsee.training.progress import Bar
-from dsee.training.recipe import TrainSpec
+from dsee.training.recipe import RecoverSpec, TrainSpec, UpdateSpec
 from dsee.training.setting import Setting
+from dsee.update import DseeConfig
 
 CALIBRATION_BATCH = 32
+#: How many sentences of the training part choose a support by gradients.
+SUPPORT_SENTENCES = 512
 
 
-def _fit_and_test(setting: Setting, model: Any, step: str, spec: TrainSpec, seed: int, bar: Bar) -> dict[str, Any]:
-    if setting.recipe.base_dropout is not None:
-        set_dropout(model, setting.recipe.base_dropout)
-    parts = setting.parts
+def _fit_and_test(
+    setting: Setting,
+    model: Any,
+    step: str,
+    spec: TrainSpec,
+    seed: int,
+    bar: Bar,
+    *,
+    teacher: Any = None,
+    schedule: Gradual | None = None,
+) -> dict[str, Any]:
+    _set_dropouts(setting, model)
+    recipe, parts = setting.recipe, setting.parts
     bar.note(f"{parameters(model).trainable_share:.2%} trainable")
-    keeper = fit(model, parts["train"], parts["validation"], setting.tokenizer, spec, seed=seed, bar=bar)
-    facts = {
+    distillation = Distillation(**spec.distill.model_dump()) if isinstance(spec, RecoverSpec) and spec.distill else None
+    keeper = fit(
+        model,
+        parts["train"],
+        parts["validation"],
+        setting.tokenizer,
+        spec,
+        seed=seed,
+        bar=bar,
+        group_by_length=recipe.group_by_length,
+        cache_prefix=recipe.cache_prefix,
+        teacher=teacher,
+        distillation=distillation,
+        schedule=schedule,
+        callbacks=[GateCallback(setting.recipe.gates.strength)] if setting.recipe.gates and has_gates(model) else [],
+    )
+    facts: dict[str, Any] = {
         "epochs": len(keeper.log),
         "learning_rate": spec.learning_rate,
         "batch_size": spec.batch_size,
         "seed": seed,
     }
+    if distillation:
+        facts["distillation"] = distillation.facts()
     record(model, step, **facts)
     return {"validation": keeper.log, **_tested(setting, model, bar)}
 
@@ -51,7 +104,27 @@ def _tested(setting: Setting, model: Any, bar: Bar) -> dict[str, Any]:
         # what runs once the update is merged, as it is before anything is deployed or timed
         "flops": operations.total - operations.update,
         "encoder_flops": operations.encoder - operations.update,
+        **_zeros(model),
     }
+
+
+def _zeros(model: Any) -> dict[str, Any]:
+    """Share of zeros in the masked matrices, if there are any."""
+    masks = [mask for linear in masked_linears(model).values() if (mask := get_mask(linear)) is not None]
+    weights = sum(mask.numel() for mask in masks)
+    return {"zeros": 1 - sum(int(mask.sum()) for mask in masks) / weights} if weights else {}
+
+
+def _config(seed: int, update: UpdateSpec) -> DseeConfig:
+    return DseeConfig(task_type="SEQ_CLS", seed=seed, **update.model_dump())
+
+
+def _set_dropouts(setting: Setting, model: Any) -> None:
+    recipe = setting.recipe
+    if recipe.base_dropout is not None:
+        set_dropout(model, recipe.base_dropout)
+    if recipe.attention_dropout is not None:
+        set_attention_dropout(model, recipe.attention_dropout)
 
 
 def tune_total(setting: Setting) -> int:
@@ -68,27 +141,84 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
 
     recipe = setting.recipe
     set_seed(recipe.seed)
-    config = dsee.DseeConfig(task_type="SEQ_CLS", seed=recipe.seed, **recipe.update.model_dump())
+    config = _config(recipe.seed, recipe.update)
     model = get_peft_model(setting.new_model(), config)
+    if needs_gradient(config.support):
+        rows = batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, SUPPORT_SENTENCES)
+        dsee.choose_support(model, calibration=[batch for _, batch in rows])
+    if recipe.gates:
+        dsee.add_gates(model, heads=recipe.gates.heads, neurons=recipe.gates.neurons)
     results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
     bar.note("saving")
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results
 
 
-def rules_of(setting: Setting) -> list[Rule]:
-    """Return the recipe's pruning rules.
+def rules_of(setting: Setting) -> list[Rule | Budget]:
+    """Return the recipe's rules for heads and neurons.
 
     Raises:
         InputError: a rule that does not exist.
     """
     spec, seed = setting.recipe.prune, setting.recipe.seed
-    rules: list[Rule] = []
+    rules: list[Rule | Budget] = []
     if spec and spec.heads:
         rules.append(Heads(**spec.heads.model_dump(), seed=seed))
     if spec and spec.neurons:
         rules.append(Neurons(**spec.neurons.model_dump(), seed=seed))
+    if spec and spec.budget:
+        shape = setting.recipe.measure
+        rules.append(Budget(**spec.budget.model_dump(), batch=shape.batch, sequence=shape.sequence, seed=seed))
     return rules
+
+
+def mask_rules_of(setting: Setting) -> list[MaskRule]:
+    """Return the recipe's rules for weights.
+
+    Raises:
+        InputError: a rule that does not exist.
+    """
+    spec, seed = setting.recipe.prune, setting.recipe.seed
+    rules: list[MaskRule] = []
+    if spec and spec.weights:
+        rules.append(Weights(**spec.weights.model_dump(), seed=seed))
+    if spec and spec.blocks:
+        rules.append(Blocks(**spec.blocks.model_dump(), seed=seed))
+    if spec and spec.nofm:
+        rules.append(NofM(**spec.nofm.model_dump(), seed=seed))
+    return rules
+
+
+def at_once(setting: Setting) -> list[Rule | Budget | MaskRule]:
+    """Return the rules that the pruning stage carries out: all but one for weights that has a schedule."""
+    spec = setting.recipe.prune
+    return [*rules_of(setting), *([] if spec and spec.schedule else mask_rules_of(setting))]
+
+
+def schedule_of(setting: Setting, calibration: Calibration = None) -> Gradual | None:
+    """Return the recipe's schedule, if it has one.
+
+    Args:
+        setting: the run.
+        calibration: batches for scores that look at data.
+
+    Raises:
+        InputError: a rule that does not exist, or steps in the wrong order.
+    """
+    spec = setting.recipe.prune
+    if spec is None or spec.schedule is None:
+        return None
+    return Gradual(mask_rules_of(setting)[0], **spec.schedule.model_dump(), calibration=calibration)
+
+
+def _planned(empty: Any, rule: Rule | Budget) -> list[LayerPlan]:
+    """What a rule would remove if it ranked by noise: any score will do to see whether it can be met."""
+    if isinstance(rule, Rule):
+        return plan_for(empty, replace(rule, score="random"))
+    if rule.kind == "latency":
+        # to be measured on the tuned model
+        return [LayerPlan() for _ in layers(empty)]
+    return choose(empty, replace(rule, score="random", steps=1)).plans
 
 
 def preflight(setting: Setting) -> None:
@@ -99,9 +229,28 @@ def preflight(setting: Setting) -> None:
     """
     empty = setting.empty_model()
     layers(empty)
-    for rule in rules_of(setting):
-        # any score will do to see whether the amount can be met
-        plan_for(empty, replace(rule, score="random"))
+    # any score will do to see whether the amount can be met
+    plans = [_planned(empty, rule) for rule in rules_of(setting)]
+    shapes = shapes_after(empty, plans)
+    for mask_rule in mask_rules_of(setting):
+        check_mask_rule(empty, mask_rule, shapes)
+    schedule = schedule_of(setting)
+    if schedule:
+        schedule.span(steps_of(setting.recipe.recover, setting.data.sizes["train"]))
+    if setting.recipe.cache_prefix:
+        _check_prefix(setting, schedule)
+
+
+def _check_prefix(setting: Setting, schedule: Gradual | None) -> None:
+    from peft import get_peft_model
+
+    if schedule or setting.recipe.gates:
+        raise InputError("cache_prefix: a schedule or gates change the lower layers too. Set cache_prefix: false.")
+    # the smallest update on the same layers: the support needs weights to be searched in
+    wanted = setting.recipe.update.model_copy(update={"r": 1, "n_sparse": 0, "support": "random"})
+    model = get_peft_model(setting.empty_model(), _config(setting.recipe.seed, wanted))
+    _set_dropouts(setting, model)
+    frozen_prefix(model)
 
 
 def prune_total(setting: Setting) -> int:
@@ -116,7 +265,7 @@ def _calibration_batches(setting: Setting) -> int:
 
 
 def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:
-    """Remove heads and neurons by the recipe's rules."""
+    """Remove heads and neurons and mask weights by the recipe's rules."""
     import dsee
 
     spec = setting.recipe.prune
@@ -129,7 +278,7 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
             bar.advance()
             yield batch
 
-    report = dsee.prune(model, *rules_of(setting), calibration=calibration())
+    report = dsee.prune(model, *at_once(setting), calibration=calibration())
     results = _tested(setting, model, bar)
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results | {"before": report.before, "after": report.after}
@@ -137,25 +286,50 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
 
 def recover_total(setting: Setting) -> int:
     """Steps of the bar of :func:`recover`."""
-    return steps_of(setting.recipe.recover, len(setting.parts["train"])) + len(setting.parts["test"])
+    spec, train = setting.recipe.recover, len(setting.parts["train"])
+    answers = train if spec.distill and not spec.distill.hidden else 0
+    return steps_of(spec, train) + answers + len(setting.parts["test"])
 
 
-def recover(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:
-    """Go on tuning the update of the pruned model, with a fresh optimizer."""
+def recover(setting: Setting, bar: Bar, source: Path, target: Path, tuned: Path) -> dict[str, Any]:
+    """Go on tuning the update of the pruned model, with a fresh optimizer; the tuned model teaches it if asked to."""
     import dsee
 
+    spec = setting.recipe.recover
     model = dsee.load(source, trainable=True)
-    results = _fit_and_test(setting, model, "recover", setting.recipe.recover, setting.recipe.seed + 1, bar)
+    teacher = dsee.load(tuned) if spec.distill else None
+    limit = setting.recipe.prune.calibration if setting.recipe.prune else None
+
+    def calibration() -> Any:
+        """Afresh for every choice of the schedule."""
+        return [batch for _, batch in batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, limit)]
+
+    schedule = schedule_of(setting, calibration)
+    seed = setting.recipe.seed + 1
+    results = _fit_and_test(setting, model, "recover", spec, seed, bar, teacher=teacher, schedule=schedule)
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results
 
 
 def merge(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:
-    """Merge the update and save the plain model; its accuracy has to be the unmerged one's."""
+    """Merge the update and save the plain model.
+
+    Its accuracy has to be the unmerged one's, except where masks drop the part of the update that lies on zeros.
+    """
     import dsee
 
-    model = dsee.merge(dsee.load(source))
-    results = _tested(setting, model, bar)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = dsee.merge(dsee.load(source))
+    said = []
+    for warning in caught:
+        text = str(warning.message)
+        if text.startswith("merge: "):
+            said.append(text)
+            bar.note(text)
+        else:
+            warnings.warn(warning.message, stacklevel=2)
+    results = _tested(setting, model, bar) | ({"said": said} if said else {})
     dsee.save(model, target, tokenizer=setting.tokenizer, facts={"test": results["test"]})
     return results
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,11 +14,19 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from dsee.architectures import layers
+from dsee.errors import InputError
 from dsee.modes import evaluating
+from dsee.pruning import Gradual
 from dsee.tasks.encode import Encoded, predict
 from dsee.tasks.metrics import classification_metrics
+from dsee.training.distillation import Distillation
+from dsee.training.gradual import GradualCallback
+from dsee.training.prefix_cache import prefix_cache
 from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
+from dsee.training.teacher import DistillationTrainer, Taught, collate_taught
+from dsee.update.groups import parameter_groups
 
 
 def torch_logits(model: Any) -> Any:
@@ -60,11 +71,34 @@ def set_dropout(model: nn.Module, p: float) -> None:
             module.p = p
 
 
+def set_attention_dropout(model: nn.Module, p: float) -> None:
+    """Set the dropout of the attention weights, which keeps attention off its fast path.
+
+    Args:
+        model: a model of a mapped family.
+        p: probability of dropping.
+
+    Raises:
+        ArchitectureError: the family has no map.
+    """
+    for view in layers(model):
+        attention = view.part("attention")
+        if hasattr(attention, "attention_dropout"):
+            attention.attention_dropout = p
+        for name, module in attention.named_children():
+            # GPT-2 has the dropout of the block's output in the same module
+            if isinstance(module, nn.Dropout) and not name.startswith("resid"):
+                module.p = p
+
+
 class KeepBest(TrainerCallback):
     """Evaluates after each epoch and remembers the trained numbers of the best one; they are few."""
 
-    def __init__(self, data: Encoded, collate: Any, bar: Bar, patience: int | None) -> None:
+    def __init__(
+        self, data: Encoded, collate: Any, bar: Bar, patience: int | None, schedule: Gradual | None = None
+    ) -> None:
         self.data, self.collate, self.bar, self.patience = data, collate, bar, patience
+        self.schedule = schedule
         self.best: dict[str, float] = {}
         self.state: dict[str, torch.Tensor] = {}
         self.log: list[dict[str, float]] = []
@@ -79,6 +113,9 @@ class KeepBest(TrainerCallback):
         metrics = evaluate(model, self.data, self.collate)
         self.log.append(metrics)
         self.bar.note(f"validation accuracy {metrics['accuracy']:.1f}")
+        if self.schedule is not None and not self.schedule.done:
+            # better, perhaps, but not the model that was asked for
+            return
         if not self.best or metrics["accuracy"] > self.best["accuracy"]:
             self.best, self.since_best = metrics, 0
             self.state = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -98,8 +135,30 @@ def steps_of(spec: TrainSpec, examples: int) -> int:
     return spec.epochs * math.ceil(examples / spec.batch_size)
 
 
+def _taught(teacher: Any, data: Encoded, collate: Any, bar: Bar) -> Taught:
+    """The data with the teacher's answers, each asked for once; the bar advances by the examples."""
+    start = time.process_time()
+    with evaluating(teacher):
+        answers = predict(torch_logits(teacher), data, collate, progress=bar.advance)
+    bar.note(f"teacher answered {len(data)} sentences in {time.process_time() - start:.0f} CPU s")
+    return Taught(data, answers)
+
+
 def fit(
-    model: Any, train: Encoded, validation: Encoded, tokenizer: Any, spec: TrainSpec, *, seed: int, bar: Bar
+    model: Any,
+    train: Encoded,
+    validation: Encoded,
+    tokenizer: Any,
+    spec: TrainSpec,
+    *,
+    seed: int,
+    bar: Bar,
+    group_by_length: bool = True,
+    cache_prefix: bool = False,
+    teacher: Any = None,
+    distillation: Distillation | None = None,
+    schedule: Gradual | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
 
@@ -110,40 +169,101 @@ def fit(
         tokenizer: pads the batches.
         spec: epochs, learning rate and so on.
         seed: decides the order of the batches and the dropout.
-        bar: advanced by one for each step.
+        bar: advanced by one for each step, and by one for each sentence a teacher answers beforehand.
+        group_by_length: put sentences of like length into a batch.
+        cache_prefix: run the frozen layers below the first trained one only once, see
+            :mod:`dsee.training.prefix_cache`.
+        teacher: the dense tuned model, if this one is to learn from it too.
+        distillation: how.
+        schedule: masks that grow on the way; only epochs at whose end its rule holds can be the best one.
+        callbacks: more of Trainer's, called before the evaluation at the end of an epoch.
 
     Returns:
         The callback, with the validation metrics of each epoch.
+
+    Raises:
+        InputError: ``cache_prefix`` where the lower layers are not the same in every epoch.
     """
-    set_seed(seed)
-    collate = DataCollatorWithPadding(tokenizer)
-    keeper = KeepBest(validation, collate, bar, spec.patience)
-    with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=spec.epochs,
-            learning_rate=spec.learning_rate,
-            per_device_train_batch_size=spec.batch_size,
-            warmup_steps=math.ceil(spec.warmup * steps_of(spec, len(train))),
-            weight_decay=spec.weight_decay,
-            max_grad_norm=spec.max_grad_norm,
-            lr_scheduler_type="linear",
-            train_sampling_strategy="group_by_length",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            seed=seed,
-            label_names=["labels"],
-            dataloader_pin_memory=torch.cuda.is_available(),
+    if cache_prefix and (schedule is not None or (distillation is not None and distillation.hidden)):
+        raise InputError(
+            "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
+            "Set cache_prefix: false."
         )
-        trainer = Trainer(model=model, args=arguments, train_dataset=train, data_collator=collate, callbacks=[keeper])
-        # prints a line of its own for each log
-        trainer.remove_callback(_printer())
-        trainer.train()
+    parts, collate = [train, validation], DataCollatorWithPadding(tokenizer)
+    taught = _taught(teacher, train, collate, bar) if distillation is not None and not distillation.hidden else None
+    growing = [] if schedule is None else [GradualCallback(schedule)]
+    with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
+        keeper = KeepBest(parts[1], collate, bar, spec.patience, schedule)
+        rows = Taught(parts[0], taught.answers) if taught else parts[0]
+        common = {"model": model, "callbacks": [*growing, *callbacks, keeper]}
+        with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
+            # a teacher's answers and the number of stored states are in the rows, and no arguments of the model
+            plain = taught is None and not cache_prefix
+            arguments = _arguments(scratch, spec, len(train), seed, group_by_length, remove_unused_columns=plain)
+            trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
+            # prints a line of its own for each log
+            trainer.remove_callback(_printer())
+            set_seed(seed)
+            trainer.train()
     _restore(model, keeper.state)
     model.eval()
     return keeper
+
+
+def _arguments(
+    scratch: str, spec: TrainSpec, examples: int, seed: int, group_by_length: bool, **more: Any
+) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=spec.epochs,
+        learning_rate=spec.learning_rate,
+        per_device_train_batch_size=spec.batch_size,
+        warmup_steps=math.ceil(spec.warmup * steps_of(spec, examples)),
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        lr_scheduler_type="linear",
+        train_sampling_strategy="group_by_length" if group_by_length else "random",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **more,
+    )
+
+
+def groups_of(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
+    """Return the optimizer's groups of one stage, see :func:`dsee.parameter_groups`.
+
+    Args:
+        model: the model.
+        spec: the stage's learning rates and weight decay.
+    """
+    return parameter_groups(
+        model,
+        spec.learning_rate,
+        up_ratio=spec.up_ratio,
+        sparse_lr=spec.sparse_learning_rate,
+        head_lr=spec.head_learning_rate,
+        weight_decay=spec.weight_decay,
+    )
+
+
+def _trainer(
+    common: dict[str, Any], rows: Any, collate: Any, spec: TrainSpec, teacher: Any, distillation: Distillation | None
+) -> Trainer:
+    """A plain Trainer, or one with a teacher, or with the answers of one if these are enough."""
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(common["args"])
+    common = common | {"optimizers": (kind(groups_of(common["model"], spec), **settings), None)}
+    if distillation is None:
+        return Trainer(train_dataset=rows, data_collator=collate, **common)
+    if isinstance(rows, Taught):
+        teacher, collate = None, collate_taught(collate)
+    return DistillationTrainer(
+        train_dataset=rows, data_collator=collate, teacher=teacher, distillation=distillation, **common
+    )
 
 
 def _printer() -> Any:

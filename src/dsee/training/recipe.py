@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dsee.pruning.gates import STRENGTH
 from dsee.tasks.spec import DataSpec
+from dsee.training.distillation import Distillation
+from dsee.training.schedule_spec import ScheduleSpec
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -26,6 +29,7 @@ class UpdateSpec(Section):
     r: Annotated[int, Field(ge=0)] = 8
     alpha: Annotated[float, Field(gt=0)] = 32.0
     n_sparse: Annotated[int, Field(ge=0)] = 64
+    use_rslora: bool = False
     support: str = "grebsmo"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: list[str] | str | None = None
@@ -38,21 +42,56 @@ class TrainSpec(Section):
 
     Attributes:
         epochs: passes over the training part.
-        learning_rate: peak, reached after the warm-up and falling linearly to 0.
+        learning_rate: peak, reached after the warm-up and falling linearly to 0; of V, and of all that has none below.
+        up_ratio: U's learning rate over V's.
+        sparse_learning_rate: of S2.
+        head_learning_rate: of the task head and other modules trained in full.
         batch_size: sentences per step.
         warmup: share of the steps.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW; S2, biases and norms have none.
         max_grad_norm: gradient clipping.
         patience: stop after so many epochs without a better validation accuracy; None runs all epochs.
     """
 
     epochs: Positive = 3
     learning_rate: Rate = 5e-4
+    up_ratio: Annotated[float, Field(gt=0)] = 1.0
+    sparse_learning_rate: Rate | None = None
+    head_learning_rate: Rate | None = None
     batch_size: Positive = 32
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     patience: Positive | None = None
+
+
+class DistillSpec(Section):
+    """See :class:`dsee.Distillation`."""
+
+    temperature: Annotated[float, Field(gt=0)] = Distillation.temperature
+    alpha: Annotated[float, Field(ge=0, le=1)] = Distillation.alpha
+    hidden: Annotated[float, Field(ge=0)] = Distillation.hidden
+
+    @model_validator(mode="after")
+    def _something(self) -> DistillSpec:
+        if not self.alpha and not self.hidden:
+            raise ValueError("alpha: 0 and hidden: 0 leave nothing to the teacher; say distill: false instead")
+        return self
+
+
+class RecoverSpec(TrainSpec):
+    """Tuning after pruning.
+
+    Attributes:
+        distill: the dense tuned model teaches the pruned one; ``true`` for the defaults.
+    """
+
+    distill: DistillSpec | None = None
+
+    @field_validator("distill", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
 class HeadsSpec(Section):
@@ -72,12 +111,101 @@ class NeuronsSpec(Section):
     multiple_of: Positive | None = None
 
 
+class WeightsSpec(Section):
+    """See :class:`dsee.Weights`; the score is one that looks at data, since a recipe has some."""
+
+    ratio: Rate
+    score: str = "fisher"
+    scope: Scope = "global"
+    groups: Literal["paper", "one"] | None = None
+    floor: Annotated[float, Field(ge=0, lt=1)] | None = None
+    targets: list[str] | None = None
+
+
+class BlocksSpec(WeightsSpec):
+    """See :class:`dsee.Blocks`."""
+
+    shape: tuple[Positive, Positive] = (4, 1)
+
+
+class NofMSpec(Section):
+    """See :class:`dsee.NofM`."""
+
+    n: Positive
+    m: Positive
+    score: str = "fisher"
+    targets: list[str] | None = None
+
+
+class BudgetSpec(Section):
+    """See :class:`dsee.Budget`; the pass that FLOPs or time are for is that of the section ``measure``."""
+
+    flops: Rate | None = None
+    latency: Rate | None = None
+    parameters: Rate | None = None
+    score: str = "fisher"
+    steps: Positive | None = None
+    multiple_of: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> BudgetSpec:
+        if sum(share is not None for share in (self.flops, self.latency, self.parameters)) != 1:
+            raise ValueError("give exactly one of flops, latency, parameters, the share that may remain")
+        return self
+
+
+class GatesSpec(Section):
+    """See :func:`dsee.add_gates` and :class:`dsee.GateCallback`."""
+
+    strength: Annotated[float, Field(ge=0)] = STRENGTH
+    heads: bool = True
+    neurons: bool = True
+
+    @model_validator(mode="after")
+    def _something(self) -> GatesSpec:
+        if not self.heads and not self.neurons:
+            raise ValueError("heads: false and neurons: false leave nothing to gate; say gates: false instead")
+        return self
+
+
 class PruneSpec(Section):
-    """What is removed, and how many training sentences the scores that look at data may see."""
+    """What is removed, when, and how many training sentences the scores that look at data may see.
+
+    Attributes:
+        schedule: reach the rule for weights gradually while recovering; None does it at once, before. Heads and neurons
+            always go at once.
+    """
 
     heads: HeadsSpec | None = None
     neurons: NeuronsSpec | None = None
+    weights: WeightsSpec | None = None
+    blocks: BlocksSpec | None = None
+    nofm: NofMSpec | None = None
+    schedule: ScheduleSpec | None = None
+    budget: BudgetSpec | None = None
     calibration: Positive = 512
+
+    @field_validator("weights", "blocks", mode="before")
+    @classmethod
+    def _bare_ratio(cls, value: Any) -> Any:
+        """``weights: 0.5`` is short for ``weights: {ratio: 0.5}``."""
+        return {"ratio": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    @field_validator("nofm", mode="before")
+    @classmethod
+    def _bare_pair(cls, value: Any) -> Any:
+        """``nofm: [2, 4]`` is short for ``nofm: {n: 2, m: 4}``."""
+        if isinstance(value, (int, float)):
+            # to YAML 1.1, 2:4 without quotes is a number to the base of 60
+            raise ValueError('give a pair, such as [2, 4] or "2:4" in quotes')
+        parts = value.split(":") if isinstance(value, str) else value
+        return {"n": parts[0], "m": parts[1]} if isinstance(parts, list) and len(parts) == 2 else value
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _bare_law(cls, value: Any) -> Any:
+        """``schedule: cubic`` is short for ``schedule: {law: cubic}``."""
+        return {"law": value} if isinstance(value, str) else value
 
     @field_validator("heads", "neurons", mode="before")
     @classmethod
@@ -87,9 +215,28 @@ class PruneSpec(Section):
 
     @model_validator(mode="after")
     def _something(self) -> PruneSpec:
-        if self.heads is None and self.neurons is None:
-            raise ValueError("give heads, neurons or both; leave the whole section out to skip pruning")
+        patterns = [name for name in ("weights", "blocks", "nofm") if getattr(self, name) is not None]
+        cuts = [self.heads, self.neurons, self.budget]
+        if all(cut is None for cut in cuts) and not patterns:
+            raise ValueError(
+                "give heads, neurons or both, a budget, or one of weights, blocks, nofm; leave the section out to skip "
+                "pruning"
+            )
+        if len(patterns) > 1:
+            raise ValueError(f"{' and '.join(patterns)} are patterns for the same weights; choose one")
+        if self.schedule and not patterns:
+            raise ValueError("schedule: there is nothing to reach gradually; give weights, blocks or nofm")
+        if patterns and getattr(self, patterns[0]).score == "movement" and not self.schedule:
+            raise ValueError("score: movement is learned while recovering; add a schedule, such as schedule: cubic")
+        if self.budget and (self.heads or self.neurons):
+            raise ValueError("a budget chooses heads and neurons by itself; give either that or amounts of them")
         return self
+
+    def gated(self) -> list[str]:
+        """Return the units that are ranked by gates."""
+        if self.budget and self.budget.score == "gate":
+            return ["heads", "neurons"]
+        return [unit for unit in ("heads", "neurons") if getattr(getattr(self, unit), "score", None) == "gate"]
 
 
 class ExportSpec(Section):
@@ -121,6 +268,7 @@ class Recipe(Section):
         model: a folder, a hub name, or ``package:NAME/PATH``.
         data: files and columns.
         update: what is trained.
+        gates: learned beside it while tuning, for the score "gate"; ``true`` for the defaults.
         tune: the first stage.
         prune: what is removed; None skips pruning and recovering.
         recover: tuning after pruning.
@@ -131,18 +279,44 @@ class Recipe(Section):
         max_length: longest input in tokens.
         base_dropout: dropout inside the frozen base while tuning; None keeps the model's own. 0 saves about a quarter
             of the time, since a small update hardly overfits.
+        attention_dropout: dropout of the attention weights alone; None leaves it to ``base_dropout``.
+        group_by_length: put sentences of like length into a batch, so that little is padded.
+        cache_prefix: run the frozen layers below the first adapted one once instead of in every epoch; needs
+            ``update.layers_to_transform`` without the first layer, and no dropout below.
     """
 
     model: str
     task: Literal["text-classification"] = "text-classification"
     data: DataSpec
     update: UpdateSpec = UpdateSpec()
+    gates: GatesSpec | None = None
     tune: TrainSpec = TrainSpec()
     prune: PruneSpec | None = None
-    recover: TrainSpec = TrainSpec(epochs=2)
+    recover: RecoverSpec = RecoverSpec(epochs=2)
     export: ExportSpec = ExportSpec()
     measure: MeasureSpec = MeasureSpec()
     output: str = "dsee-run"
     seed: Annotated[int, Field(ge=0)] = 0
     max_length: Positive = 128
     base_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    group_by_length: bool = True
+    cache_prefix: bool = False
+
+    @model_validator(mode="after")
+    def _someone_to_teach(self) -> Recipe:
+        if self.recover.distill and not self.prune:
+            raise ValueError("recover.distill: nothing is pruned, so there is no model to teach; add a prune section")
+        return self
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _gates_to_rank_by(self) -> Recipe:
+        for unit in self.prune.gated() if self.prune else []:
+            if self.gates is None or not getattr(self.gates, unit):
+                raise ValueError(f"prune: score 'gate' ranks {unit} by gates that tuning has learned; add gates: true")
+        return self

@@ -11,9 +11,12 @@ from dsee.errors import InputError
 from dsee.training import chain
 from dsee.training.measuring import hardware, measure
 from dsee.training.progress import Bar, Progress, Silent
-from dsee.training.recipe import Recipe
+from dsee.training.recipe import PruneSpec, Recipe
 from dsee.training.setting import Setting
 from dsee.training.stage import StageRecord, fingerprint
+
+#: Keys of the recipe that decide what tuning finds.
+TUNED_BY = {"model", "update", "tune", "base_dropout", "attention_dropout", "group_by_length", "cache_prefix", "gates"}
 
 
 @dataclass(frozen=True)
@@ -98,28 +101,18 @@ def run(
     def test() -> int:
         return len(setting.parts["test"])
 
-    update = [recipe.model, recipe.update.model_dump(), recipe.tune.model_dump(), recipe.base_dropout]
     runner.stage(
-        "tune", update, [tuned], lambda: chain.tune_total(setting), lambda bar: chain.tune(setting, bar, tuned)
+        "tune",
+        recipe.model_dump(include=TUNED_BY),
+        [tuned],
+        lambda: chain.tune_total(setting),
+        lambda bar: chain.tune(setting, bar, tuned),
     )
     variants, last = {"dense": tuned}, tuned
     if recipe.prune:
-        pruned, recovered = stages / "pruned", stages / "recovered"
-        runner.stage(
-            "prune",
-            recipe.prune.model_dump(),
-            [pruned],
-            lambda: chain.prune_total(setting),
-            lambda bar: chain.prune(setting, bar, tuned, pruned),
-        )
-        runner.stage(
-            "recover",
-            recipe.recover.model_dump(),
-            [recovered],
-            lambda: chain.recover_total(setting),
-            lambda bar: chain.recover(setting, bar, pruned, recovered),
-        )
-        variants, last = variants | {"pruned": pruned, "recovered": model}, recovered
+        last = _prune_and_recover(runner, recipe.prune, tuned)
+        found = {"pruned": stages / "pruned"} if "prune" in runner.results else {}
+        variants |= found | {"recovered": model}
     runner.stage("merge", None, [model], test, lambda bar: chain.merge(setting, bar, last, model))
     exports: dict[str, Path] = {name: target / f"onnx-{name}" for name in dict.fromkeys(recipe.export.onnx)}
     if exports:
@@ -134,6 +127,30 @@ def run(
     shape = recipe.measure.model_dump()
     runner.stage("measure", [shape, hardware()], [], lambda: len(variants), lambda bar: measure(setting, bar, variants))
     return RunResult(target, runner.results, variants, setting.data.sizes, hardware())
+
+
+def _prune_and_recover(runner: _Runner, spec: PruneSpec, tuned: Path) -> Path:
+    """Run these two stages, or the second alone if all there is to prune has a schedule; return what comes out."""
+    setting, source = runner.setting, tuned
+    pruned, recovered = tuned.with_name("pruned"), tuned.with_name("recovered")
+    if chain.at_once(setting):
+        runner.stage(
+            "prune",
+            spec.model_dump(),
+            [pruned],
+            lambda: chain.prune_total(setting),
+            lambda bar: chain.prune(setting, bar, tuned, pruned),
+        )
+        source = pruned
+    runner.stage(
+        "recover",
+        # with a schedule that is when pruning happens
+        [setting.recipe.recover.model_dump(), spec.model_dump()],
+        [recovered],
+        lambda: chain.recover_total(setting),
+        lambda bar: chain.recover(setting, bar, source, recovered, tuned),
+    )
+    return recovered
 
 
 def _claim(target: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,46 +10,39 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from dsee import support
-from dsee.errors import ArtifactError, InputError
+from dsee.errors import ArtifactError, InputError, OrderError
+from dsee.masks import hold
+from dsee.update.bases import check_writable, is_quantised, linear_shape, quantisation_of, read_weight
 from dsee.update.config import DseeConfig
+from dsee.update.folded import can_fold, has_hooks, worth_folding
+from dsee.update.fused import PARTS, FusedUp, parts_of
+from dsee.update.positions import new_sparse
 from dsee.update.sparse_delta import SparseDelta
+from dsee.update.thin import ThinLinear
+
+#: Name of the parameter on a linear that multiplies its input; see ``dsee.pruning.gates``.
+GATE = "input_gate"
 
 #: Spread of V at the start, as in the authors' code; U starts at zero, so that dW does.
 V_STD = 0.02
 
 
-def linear_shape(base: nn.Module) -> tuple[int, int]:
-    """Return (out, in) of a Linear or a Conv1D.
-
-    Raises:
-        InputError: the module is neither.
-    """
-    if isinstance(base, nn.Linear):
-        return base.out_features, base.in_features
-    if isinstance(base, Conv1D):
-        return base.weight.shape[1], base.weight.shape[0]
-    raise InputError(
-        f"target_modules names a {type(base).__name__}; an update goes on Linear or Conv1D layers only. "
-        "Leave that name out of target_modules or put it into exclude_modules."
-    )
-
-
-def refuse_recomputed(base: nn.Module, key: str) -> None:
-    """A weight recomputed at each forward would swallow a merge or a cut without a word.
+def refuse_gated(module: Any, key: str, step: str) -> None:
+    """A gate is applied in front of the outermost module, so wrapping or unwrapping that one would lose it.
 
     Args:
-        base: a bare linear.
+        module: a linear, bare or with updates.
         key: its path in the model, for the message.
+        step: what is about to be done.
 
     Raises:
-        InputError: its weight is masked by ``torch.nn.utils.prune``, normed or parametrized.
+        OrderError: its input is gated.
     """
-    if isinstance(base, (nn.Linear, Conv1D)) and "weight" not in base._parameters:
-        raise InputError(
-            f"{key}: its weight is recomputed at every call (torch.nn.utils.prune or a parametrization), so a change "
-            "would be lost. Make the pruning permanent first: torch.nn.utils.prune.remove(module, 'weight') or "
-            "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')."
+    base = module.get_base_layer() if isinstance(module, DseeLayer) else module
+    if GATE in base._parameters:
+        raise OrderError(
+            f"{key}: {step} would lose the gates on its input. Call dsee.fold_gates(model) first; to tune with gates, "
+            "put the update on the model before dsee.add_gates(model)."
         )
 
 
@@ -58,7 +50,7 @@ class DseeLayer(BaseTunerLayer):
     """What PEFT needs to know of a layer with updates: the names of its parts, by adapter."""
 
     adapter_layer_names: tuple[str, ...] = ("dsee_U", "dsee_V", "dsee_S")
-    other_param_names: tuple[str, ...] = ("dsee_scaling", "dsee_dropout")
+    other_param_names: tuple[str, ...] = ("dsee_scaling", "dsee_dropout", "dsee_parts")
 
     if TYPE_CHECKING:
         # PEFT's, which mypy would otherwise take for sub-modules
@@ -69,14 +61,16 @@ class DseeLayer(BaseTunerLayer):
 
         def _cast_input_dtype(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor: ...
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    def __init__(self, base_layer: nn.Module, model: nn.Module | None = None) -> None:
         self.base_layer = base_layer
+        self.quantization_backend = quantisation_of(self.get_base_layer(), model)
         # Any: a ModuleDict's type forgets what kind of module it holds
         self.dsee_U: Any = nn.ModuleDict()
         self.dsee_V: Any = nn.ModuleDict()
         self.dsee_S: Any = nn.ModuleDict()
         self.dsee_dropout: Any = nn.ModuleDict()
         self.dsee_scaling: dict[str, float] = {}
+        self.dsee_parts: dict[str, tuple[int, ...]] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
@@ -86,8 +80,8 @@ class DseeLayer(BaseTunerLayer):
         return isinstance(self.get_base_layer(), Conv1D)
 
     def base_weight(self) -> torch.Tensor:
-        """Return W in (out, in) orientation, a view of the base's weight."""
-        weight: torch.Tensor = self.get_base_layer().weight.data
+        """Return W in (out, in) orientation: a view of the base's weight, or a dequantised copy."""
+        weight = read_weight(self.get_base_layer(), self.quantization_backend)
         return weight.T if self.transposed else weight
 
     def update_layer(self, adapter_name: str, config: DseeConfig, key: str) -> None:
@@ -101,37 +95,57 @@ class DseeLayer(BaseTunerLayer):
         out_features, in_features = linear_shape(self.get_base_layer())
         rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, key), config.r)
         alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, key), config.alpha)
-        sizes = config.n_sparse_pattern
-        # the layer's own name first: pruning writes actual sizes beside the user's wider patterns
-        n_sparse = sizes.get(key if key in sizes else get_pattern_key(sizes, key), config.n_sparse)
-        self.dsee_scaling[adapter_name] = alpha / rank if rank else 1.0
+        parts = parts_of(config.fused_parts, key, out_features)
+        if parts is not None:
+            self.dsee_parts[adapter_name] = parts
+        self.dsee_scaling[adapter_name] = config.scaling(rank, alpha)
         self.dsee_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         if rank:
-            low, up = nn.Linear(in_features, rank, bias=False), nn.Linear(rank, out_features, bias=False)
+            low = nn.Linear(in_features, rank * len(parts or [0]), bias=False)
+            up = FusedUp(rank, out_features, parts) if parts else ThinLinear(rank, out_features, bias=False)
             nn.init.normal_(low.weight, std=V_STD)
             if config.init_weights:
                 nn.init.zeros_(up.weight)
             self.dsee_V[adapter_name], self.dsee_U[adapter_name] = low, up
-        if n_sparse:
-            self.dsee_S[adapter_name] = self._new_sparse(config, n_sparse, rank, key)
+        sparse = new_sparse(self, config, rank, key, parts)
+        if sparse is not None:
+            if not config.init_weights and sparse.placed:
+                nn.init.normal_(sparse.weight, std=V_STD)
+            self.dsee_S[adapter_name] = sparse
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def _new_sparse(self, config: DseeConfig, n_sparse: int, rank: int, key: str) -> SparseDelta:
-        out_features, in_features = linear_shape(self.get_base_layer())
-        if config.support_stored:
-            return SparseDelta(torch.full((n_sparse,), -1), out_features, in_features)
-        # a seed of its own for each matrix, the same in every process and for every order of construction
-        seed = (config.seed * 0x9E3779B1 + zlib.crc32(key.encode())) % 2**63
-        positions = support.choose(config.support, self.base_weight(), n_sparse, rank=rank, seed=seed)
-        sparse = SparseDelta(positions, out_features, in_features)
-        if not config.init_weights:
-            nn.init.normal_(sparse.weight, std=V_STD)
-        return sparse
 
     def has_update(self, adapter_name: str) -> bool:
         """Whether the adapter has a part on this layer: a pattern or a cut can leave it with neither."""
         return adapter_name in self.dsee_U or adapter_name in self.dsee_S
+
+    def n_sparse_of(self, adapter_name: str) -> int | list[int]:
+        """Return the actual N, as ``n_sparse_pattern`` states it: one for each part of a fused layer if they differ.
+
+        Args:
+            adapter_name: the adapter's name.
+        """
+        if adapter_name not in self.dsee_S:
+            return 0
+        sparse: SparseDelta = self.dsee_S[adapter_name]
+        if adapter_name not in self.dsee_parts:
+            return sparse.n_sparse
+        of_row = sparse.rows_and_columns()[0] // (sparse.out_features // len(PARTS))
+        counts = [int((of_row == part).sum()) for part in self.dsee_parts[adapter_name]]
+        return counts[0] if len(set(counts)) == 1 else counts
+
+    def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return U (out, k) and V (k, in) without s, or None where the update is sparse only.
+
+        k is r, and for a fused layer r for each of its parts, with zeros in U where a part is not another's.
+
+        Args:
+            adapter_name: the adapter's name.
+        """
+        if adapter_name not in self.dsee_U:
+            return None
+        up, low = self.dsee_U[adapter_name], self.dsee_V[adapter_name]
+        return (up.dense() if isinstance(up, FusedUp) else up.weight.detach()), low.weight.detach()
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """Return dW = s (U V + S2), dense, in the base's own orientation and the update's dtype.
@@ -140,9 +154,9 @@ class DseeLayer(BaseTunerLayer):
             adapter_name: the adapter's name.
         """
         delta = torch.zeros(linear_shape(self.get_base_layer()), device=self.get_base_layer().weight.device)
-        if adapter_name in self.dsee_U:
-            up, low = self.dsee_U[adapter_name].weight, self.dsee_V[adapter_name].weight
-            delta = delta.to(up.dtype) + up.detach() @ low.detach()
+        factors = self.factors(adapter_name)
+        if factors is not None:
+            delta = delta.to(factors[0].dtype) + factors[0] @ factors[1]
         if adapter_name in self.dsee_S:
             delta = delta + self.dsee_S[adapter_name].dense()
         delta = delta * self.dsee_scaling[adapter_name]
@@ -151,40 +165,71 @@ class DseeLayer(BaseTunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the active updates to W in place.
 
+        A quantised W is dequantised, added to and quantised again by PEFT's means, with the rounding that goes with it.
+
         Args:
             safe_merge: refuse a result that is not finite.
             adapter_names: which updates; None for the active ones.
 
         Raises:
             ArtifactError: ``safe_merge`` and the result is not finite.
+            OrderError: W is quantised in a way that cannot be done again.
         """
-        weight = self.get_base_layer().weight
-        exact = torch.promote_types(weight.dtype, torch.float32)
         for name in check_adapters_to_merge(self, adapter_names):
             if not self.has_update(name):
                 continue
-            merged = (weight.data.to(exact) + self.get_delta_weight(name).to(exact)).to(weight.dtype)
+            merged = self._shifted(name, 1)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ArtifactError(f"Merging adapter {name!r} gives NaN or infinity: its values are broken.")
-            weight.data.copy_(merged)
+            self._write_weight(merged)
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Subtract the merged updates again; exact up to rounding, as with LoRA."""
-        weight = self.get_base_layer().weight
-        exact = torch.promote_types(weight.dtype, torch.float32)
+        """Subtract the merged updates again; exact up to rounding, as with LoRA, and exact where a weight is masked."""
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             if self.has_update(name):
-                weight.data.copy_((weight.data.to(exact) - self.get_delta_weight(name).to(exact)).to(weight.dtype))
+                self._write_weight(self._shifted(name, -1))
+        hold(self.get_base_layer())
+
+    def _shifted(self, adapter_name: str, sign: int) -> torch.Tensor:
+        """W + sign dW in W's own orientation and dtype, summed in full precision."""
+        base = self.get_base_layer()
+        check_writable(base, self.quantization_backend, "merge")
+        weight = read_weight(base, self.quantization_backend)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        return (weight.to(exact) + sign * self.get_delta_weight(adapter_name).to(exact)).to(weight.dtype)
+
+    def _write_weight(self, weight: torch.Tensor) -> None:
+        base = self.get_base_layer()
+        if is_quantised(base):
+            self.set_base_weight(weight)
+        else:
+            base.weight.data.copy_(weight)
 
 
 class DseeLinear(nn.Module, DseeLayer):
     """A Linear or Conv1D with updates."""
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: DseeConfig, key: str) -> None:
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: DseeConfig,
+        key: str,
+        model: nn.Module | None = None,
+    ) -> None:
+        """Put an update on a linear.
+
+        Args:
+            base_layer: Linear or Conv1D, perhaps quantised.
+            adapter_name: the adapter's name.
+            config: its configuration.
+            key: the layer's path in the model.
+            model: the model, for its quantisation settings.
+        """
         super().__init__()
-        DseeLayer.__init__(self, base_layer)
+        DseeLayer.__init__(self, base_layer, model)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, key)
 
@@ -207,40 +252,69 @@ class DseeLinear(nn.Module, DseeLayer):
         """
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
-            return self._mixed_batch(x, result, adapter_names)
+            return self._mixed_batch(x, self.base_layer(x, *args, **kwargs), adapter_names)
         if self.disable_adapters or self.merged:
-            return result
-        for name in self.active_adapters:
-            if self.has_update(name):
-                result = result + self._update(x, name).to(result.dtype)
+            plain: torch.Tensor = self.base_layer(x, *args, **kwargs)
+            return plain
+        active = [name for name in self.active_adapters if self.has_update(name)]
+        folds = not args and not kwargs and len(active) == 1 and self._folds(x, active[0])
+        if folds:
+            name = active[0]
+            result: torch.Tensor = self.dsee_S[name].folded(self.base_layer, x, self.dsee_scaling[name])
+        else:
+            result = self.base_layer(x, *args, **kwargs)
+        for name in active:
+            if name in self.dsee_U or not folds:
+                y = self._update(x, name, sparse=not folds)
+                # in place where it can be: a pass over the output less, and y is the update's own
+                result = y.add_(result) if y.dtype == result.dtype else result + y.to(result.dtype)
         return result
+
+    def _folds(self, x: torch.Tensor, name: str) -> bool:
+        """Whether this call adds S2 to a copy of W instead of multiplying by it apart."""
+        if name not in self.dsee_S or type(self.dsee_S[name]) is not SparseDelta or torch.compiler.is_compiling():
+            return False
+        sparse = self.dsee_S[name]
+        out_features, in_features = linear_shape(self.get_base_layer())
+        return (
+            worth_folding(sparse.n_sparse, x.numel() // in_features, out_features * in_features)
+            and can_fold(self.base_layer, x)
+            and not has_hooks(sparse)
+            # under dropout S2 sees another x than W does
+            and not (isinstance(self.dsee_dropout[name], nn.Dropout) and self.training)
+        )
 
     def _mixed_batch(self, x: torch.Tensor, result: torch.Tensor, adapter_names: list[str]) -> torch.Tensor:
         if self.merged:
             raise InputError("adapter_names: an update is merged into the base. Call unmerge_adapter() first.")
         if len(adapter_names) != x.shape[0]:
-            raise InputError(f"adapter_names has {len(adapter_names)} names for a batch of {x.shape[0]} rows.")
+            raise InputError(
+                f"adapter_names has {len(adapter_names)} names for a batch of {x.shape[0]} rows. If there are as many "
+                "names as sentences, this layer is also called on what they share (DeBERTa's relative positions), and "
+                "adapters cannot be mixed there: leave it out of target_modules, or run one adapter after another."
+            )
         for name in sorted(set(adapter_names)):
             if self.has_update(name):
                 rows = torch.tensor([i for i, n in enumerate(adapter_names) if n == name], device=x.device)
                 result = result.index_add(0, rows, self._update(x[rows], name).to(result.dtype))
         return result
 
-    def _update(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """Return s (U V x + S2 x), shape (..., out)."""
+    def _update(self, x: torch.Tensor, name: str, sparse: bool = True) -> torch.Tensor:
+        """Return s (U V x + S2 x), or without S2 s U V x, shape (..., out), fresh."""
         part = self.dsee_U[name] if name in self.dsee_U else self.dsee_S[name]
+        scaling = self.dsee_scaling[name]
         x = self.dsee_dropout[name](self._cast_input_dtype(x, part.weight.dtype))
         if name in self.dsee_U:
-            y: torch.Tensor = self.dsee_U[name](self.dsee_V[name](x))
+            # scaled where it is r wide
+            y: torch.Tensor = self.dsee_U[name](self.dsee_V[name](x) * scaling)
         else:
             y = x.new_zeros(*x.shape[:-1], linear_shape(self.get_base_layer())[0])
-        if name in self.dsee_S:
+        if sparse and name in self.dsee_S:
             # in place on U's own fresh output, never on the base's, which may be a view; under autocast U's output
             # has the lower precision, and so has to have x
-            y = self.dsee_S[name].add_to(y, x.to(y.dtype))
-        return y * self.dsee_scaling[name]
+            y = self.dsee_S[name](y, x.to(y.dtype), scaling)
+        return y
 
     def __repr__(self) -> str:
         return f"dsee.{super().__repr__()}"

@@ -12,15 +12,20 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from dsee import architectures
-from dsee.errors import ArtifactError, InputError, listed, nearest
+from dsee.errors import ArtifactError, InputError, OrderError, listed, nearest
+from dsee.update.bake import bake_masks
+from dsee.update.bases import refuse_recomputed
 from dsee.update.config import DseeConfig
-from dsee.update.layer import DseeLayer, DseeLinear, refuse_recomputed, update_layers
+from dsee.update.fused import resolve
+from dsee.update.layer import GATE, DseeLayer, DseeLinear, refuse_gated, update_layers
+from dsee.update.positions import check_names
 from dsee.update.sparse_delta import SparseDelta
+from dsee.update.targets import check_targets, default_targets_missing, spare_full_modules
 
 
 class DseeModel(BaseTuner):
@@ -42,21 +47,24 @@ class DseeModel(BaseTuner):
         """
         setattr(parent, child_name, new_module)
 
+    def _prepare_adapter_config(self, peft_config: DseeConfig, model_config: dict[str, Any]) -> DseeConfig:
+        """Fill in the family's default targets, or name the layers there are."""
+        model_type = str(model_config.get("model_type"))
+        if peft_config.target_modules is None and model_type not in self.target_module_mapping:
+            raise default_targets_missing(model_type, self.model)
+        prepared: DseeConfig = super()._prepare_adapter_config(peft_config, model_config)
+        return prepared
+
     def _prepare_model(self, peft_config: DseeConfig, model: nn.Module) -> None:
-        """Refuse a target name that fits no layer, which PEFT passes over in silence if another one fits."""
+        """Bake masks in where that is wished, settle what is fused, and refuse targets that fit no layer."""
+        if peft_config.bake_masks:
+            bake_masks(model)
+        peft_config.fused_parts = resolve(peft_config.fused_parts, model)
         targets = peft_config.target_modules
         if isinstance(targets, str) and targets.lower() == "all-linear":
-            _spare_full_modules(peft_config, model)
-        if not isinstance(targets, (list, set, tuple)):
-            return
-        names = [name for name, _ in model.named_modules() if name]
-        for target in sorted(targets):
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                leaves = _linear_names(model)
-                raise InputError(
-                    f"target_modules: no layer of {type(model).__name__} is called {target!r}."
-                    f"{nearest(target, sorted(leaves))} Its linear layers are called {listed(sorted(leaves))}."
-                )
+            spare_full_modules(peft_config, model)
+        elif targets != DUMMY_TARGET_MODULES:
+            check_targets(targets, model)
 
     def _create_and_replace(
         self,
@@ -73,16 +81,34 @@ class DseeModel(BaseTuner):
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         refuse_recomputed(base, current_key)
-        layer = DseeLinear(target, adapter_name, peft_config, current_key)
+        refuse_gated(target, current_key, "an update around it")
+        layer = DseeLinear(target, adapter_name, peft_config, current_key, self.model)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """Gates are trained whichever adapter comes or goes."""
+        gates = [m._parameters[GATE] for m in model.modules() if isinstance(m._parameters.get(GATE), nn.Parameter)]
+        states = [(gate, gate.requires_grad) for gate in gates if gate is not None]
+        super()._mark_only_adapters_as_trainable(model)
+        for gate, trained in states:
+            gate.requires_grad_(trained)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to throw gates away with the layers they sit on."""
+        for name, layer in update_layers(self.model):
+            refuse_gated(layer, name, "unloading the update")
+        return super()._unload_and_optionally_merge(*args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Warn, as PEFT does for its own patterns, of an ``n_sparse_pattern`` that fits no matrix."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         names = [name for name, layer in update_layers(model) if adapter_name in layer.dsee_scaling]
-        pattern = self.peft_config[adapter_name].n_sparse_pattern
+        config = self.peft_config[adapter_name]
+        if not config.support_stored:
+            check_names(config.positions, names)
+        pattern = config.n_sparse_pattern
         unmatched = sorted(key for key in pattern if not any(re.match(rf"(.*\.)?({key})$", name) for name in names))
         if unmatched:
             warnings.warn(
@@ -90,6 +116,17 @@ class DseeModel(BaseTuner):
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: DseeConfig, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Refuse to save an update whose support was never chosen or loaded: the file would be of no use."""
+        for name, layer in update_layers(model):
+            if adapter_name in layer.dsee_S and not layer.dsee_S[adapter_name].placed:
+                raise OrderError(f"{name}: {layer.dsee_S[adapter_name].missing}")
+        found: dict[str, torch.Tensor] = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        return found
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -167,25 +204,3 @@ def _head_of_each_row(
         head = trained[name] if name in trained else wrapper.original_module  # noqa: SIM401 - a ModuleDict has no get
         mixed[rows] = head(*args, **kwargs)[rows]
     return mixed
-
-
-def _spare_full_modules(config: DseeConfig, model: nn.Module) -> None:
-    """Keep "all-linear" off what ``modules_to_save`` trains in full: PEFT matches that by the end of the name."""
-    full = tuple(config.modules_to_save or ())
-    spared = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.endswith(full)}
-    if full and spared and not isinstance(config.exclude_modules, str):
-        config.exclude_modules = set(config.exclude_modules or ()) | spared
-
-
-def _linear_names(model: nn.Module) -> set[str]:
-    """Last names of the model's own linears, not of the parts that PEFT has put into them."""
-    wrappers = tuple(
-        f"{name}."
-        for name, module in model.named_modules()
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
-    )
-    return {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D, DseeLayer)) and not name.startswith(wrappers)
-    }

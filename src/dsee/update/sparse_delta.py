@@ -6,9 +6,15 @@ import torch
 from torch import nn
 
 from dsee.errors import ArtifactError, DseeError, InputError
-from dsee.update.sparse_product import add_sparse_product
+from dsee.update.folded import folded_product
+from dsee.update.sparse_product import add_sparse_product, rows_and_columns
 
 INT32_LIMIT = 2**31
+#: Why a support may be missing, and what to do; the layer names another reason where a choice is due.
+NOT_LOADED = (
+    "This update expects a stored support that has not been loaded. To tune afresh from such a configuration, set "
+    "support_stored=False; to use the stored update, load its weights."
+)
 
 
 def index_dtype(out_features: int, in_features: int) -> torch.dtype:
@@ -22,7 +28,7 @@ class SparseDelta(nn.Module):
     Attributes:
         weight: (N,) the trained values.
         indices: (N,) flat positions ``row * in + column`` in (out, in) orientation, ascending; int32. -1 marks a
-            support that a checkpoint has yet to bring.
+            support that a checkpoint has yet to bring or ``dsee.choose_support`` to choose.
         shape: (2,) int32: out and in, so that positions made for another matrix are noticed.
     """
 
@@ -42,29 +48,36 @@ class SparseDelta(nn.Module):
             InputError: a position lies outside the matrix or occurs twice.
         """
         super().__init__()
-        known = positions[positions >= 0]
-        if known.numel() and (
-            int(known.max()) >= out_features * in_features or known.unique().numel() != known.numel()
-        ):
-            raise InputError(
-                f"The support has positions that occur twice or lie outside the {out_features} x {in_features} matrix."
-            )
         self.out_features, self.in_features = out_features, in_features
         self.weight = nn.Parameter(torch.zeros(positions.numel()))
-        ordered = positions.sort().values.to(index_dtype(out_features, in_features))
-        self.register_buffer("indices", ordered)
+        self.register_buffer("indices", self._ordered(positions))
         self.register_buffer("shape", torch.tensor([out_features, in_features], dtype=torch.int32))
+        self.missing = NOT_LOADED
         self._checked = False
+
+    def _ordered(self, positions: torch.Tensor) -> torch.Tensor:
+        known = positions[positions >= 0]
+        size = self.out_features * self.in_features
+        if known.numel() and (int(known.max()) >= size or known.unique().numel() != known.numel()):
+            raise InputError(
+                "The support has positions that occur twice or lie outside the "
+                f"{self.out_features} x {self.in_features} matrix."
+            )
+        return positions.sort().values.to(index_dtype(self.out_features, self.in_features))
 
     @property
     def n_sparse(self) -> int:
         """N, the number of stored entries."""
         return self.weight.numel()
 
+    @property
+    def placed(self) -> bool:
+        """Whether the positions are known: chosen or loaded."""
+        return self.n_sparse == 0 or int(self.indices.min()) >= 0
+
     def rows_and_columns(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return output and input index of each entry, int64, shape (N,) each."""
-        flat = self.indices.to(torch.int64)
-        return flat // self.in_features, flat % self.in_features
+        return rows_and_columns(self.indices, self.in_features)
 
     def check(self) -> None:
         """Verify that the positions fit the matrix.
@@ -80,32 +93,46 @@ class SparseDelta(nn.Module):
                 f"{self.in_features}: base and update do not belong together. Load it on the (pruned) base "
                 "it was tuned on."
             )
-        if self.n_sparse and int(self.indices.min()) < 0:
-            raise DseeError(
-                "This update expects a stored support that has not been loaded. To tune afresh from such a "
-                "configuration, set support_stored=False; to use the stored update, load its weights."
-            )
+        if not self.placed:
+            raise DseeError(self.missing)
         if self.n_sparse and int(self.indices.max()) >= self.out_features * self.in_features:
             raise ArtifactError("The stored support points outside its matrix: the update's file is damaged.")
         if bool((self.indices[1:] <= self.indices[:-1]).any()):
             raise ArtifactError("The stored support does not ascend or repeats itself: the update's file is damaged.")
         self._checked = True
 
-    def add_to(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Add ``x S2^T`` to ``y`` in place.
+    def _check_once(self) -> None:
+        # not while tracing: reading index values would break a graph
+        if not self._checked and not torch.compiler.is_compiling():
+            self.check()
+
+    def forward(self, y: torch.Tensor, x: torch.Tensor, scaling: float = 1.0) -> torch.Tensor:
+        """Add ``s x S2^T`` to ``y`` in place.
 
         Args:
             y: (..., out), fresh.
             x: (..., in).
+            scaling: s.
 
         Returns:
             y.
         """
-        # once, and not while tracing: reading index values would break a graph
-        if not self._checked and not torch.compiler.is_compiling():
-            self.check()
-        rows, columns = self.rows_and_columns()
-        return add_sparse_product(y, x, self.weight, rows, columns)
+        self._check_once()
+        return add_sparse_product(y, x, self.weight if scaling == 1.0 else self.weight * scaling, self.indices)
+
+    def folded(self, base: nn.Module, x: torch.Tensor, scaling: float = 1.0) -> torch.Tensor:
+        """Return ``base(x) + s x S2^T``, S2 added to a passing copy of the base's weight.
+
+        Args:
+            base: a layer for which :func:`dsee.update.folded.can_fold` holds.
+            x: (..., in).
+            scaling: s.
+
+        Returns:
+            (..., out).
+        """
+        self._check_once()
+        return folded_product(base, x, self.weight if scaling == 1.0 else self.weight * scaling, self.indices)
 
     def dense(self) -> torch.Tensor:
         """Return S2 as an (out, in) matrix, for merging and for oracles."""
@@ -123,6 +150,22 @@ class SparseDelta(nn.Module):
         device = self.indices.device
         self.weight = nn.Parameter(self.weight.new_zeros(n_sparse), requires_grad=self.weight.requires_grad)
         self.indices = torch.full((n_sparse,), -1, dtype=self.indices.dtype, device=device)
+        self._checked = False
+
+    def place(self, positions: torch.Tensor) -> None:
+        """Put the support elsewhere; the values become zero, and their parameter stays the same unless N changes.
+
+        Args:
+            positions: (N,) distinct flat positions.
+
+        Raises:
+            InputError: a position lies outside the matrix or occurs twice.
+        """
+        ordered = self._ordered(positions)
+        if ordered.numel() != self.n_sparse:
+            self.resize(ordered.numel())
+        self.weight.data.zero_()
+        self.indices = ordered.to(self.indices.device)
         self._checked = False
 
     def extra_repr(self) -> str:

@@ -1,0 +1,109 @@
+"""The cells of the pruning grid, in the order in which they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+
+@dataclass(frozen=True)
+class PruneCell:
+    """Prune a tuned model and recover it: everything that decides the outcome.
+
+    Attributes:
+        task: name of the task.
+        start: which tuned model, a key of grid_prune.STARTS.
+        cut: "" or what is cut: "25/40" (% of heads / % of neurons, in each layer) or "flops 0.5" (a budget over all).
+        mask: "", "weights", "blocks" or "2:4".
+        ratio: share of zeros of the mask.
+        score: what ranks.
+        steps: cut in so many steps, scored afresh each time.
+        distill: whether the unpruned model teaches.
+        temperature: of teacher and student.
+        alpha: the teacher's share of the loss.
+        gradual: "" masks at once, before recovering; "cubic" or "linear" while recovering.
+        regrow: with ``gradual``, whether masked weights may return.
+        epochs: of recovering.
+        lr: learning rate of recovering.
+        seed: of the tuned model and of everything after.
+    """
+
+    task: str = "sst2"
+    start: str = "all"
+    cut: str = ""
+    mask: str = ""
+    ratio: float = 0.5
+    score: str = "fisher"
+    steps: int = 1
+    distill: bool = False
+    temperature: float = 2.0
+    alpha: float = 0.5
+    gradual: str = ""
+    regrow: bool = False
+    epochs: int = 1
+    lr: float = 1e-3
+    seed: int = 0
+
+
+#: Scores that look at data change as the model does, so a budget by them is reached in steps.
+IN_STEPS = ("taylor", "fisher")
+CUT_SCORES = ("taylor", "fisher", "weight", "weight+update", "update", "random")
+
+
+def steps_of(score: str) -> int:
+    """In how many steps a budget is reached."""
+    return 4 if score in IN_STEPS else 1
+
+
+def _cuts(task: str, seed: int) -> list[PruneCell]:
+    # the update score needs an update on what it ranks; with one on all linears it has
+    uniform = [PruneCell(task, cut="25/40", score=score, seed=seed) for score in CUT_SCORES]
+    return uniform + [
+        PruneCell(task, cut="flops 0.5", score=score, steps=steps_of(score), seed=seed) for score in CUT_SCORES
+    ]
+
+
+def _masks(task: str, seed: int) -> list[PruneCell]:
+    patterns = (("weights", 0.5), ("blocks", 0.5), ("2:4", 0.5), ("weights", 0.7), ("blocks", 0.7))
+    return [
+        PruneCell(task, mask=mask, ratio=ratio, seed=seed, distill=distill)
+        for distill, (mask, ratio) in product((False, True), patterns)
+    ]
+
+
+def _distilled(cells: list[PruneCell]) -> list[PruneCell]:
+    return [replace(cell, distill=True) for cell in cells]
+
+
+def _first(task: str) -> list[PruneCell]:
+    """The cells that say most, one seed."""
+    best = [
+        PruneCell(task, cut="flops 0.75", steps=4),
+        PruneCell(task, cut="25/40"),
+        PruneCell(task, cut="flops 0.5", steps=4),
+    ]
+    masks = [PruneCell(task, mask="blocks", ratio=ratio) for ratio in (0.5, 0.7)]
+    return [*best, *masks, *_distilled([best[-1], masks[-1]])]
+
+
+def _recovery(task: str) -> list[PruneCell]:
+    """What helps to recover: settings of the teacher, and masks that grow; one seed."""
+    half, most = PruneCell(task, cut="flops 0.5", steps=4), PruneCell(task, mask="blocks", ratio=0.7)
+    settings = [(2.0, 0.5), (2.0, 0.9), (4.0, 0.9), (1.0, 0.5)]
+    taught = [replace(c, distill=True, temperature=t, alpha=a) for c in (half, most) for t, a in settings]
+    growing = [
+        replace(most, score=score, gradual="cubic", regrow=regrow, distill=distill, alpha=0.9 if distill else 0.5)
+        for score, regrow in (("movement", False), ("fisher", False), ("movement", True))
+        for distill in (False, True)
+    ]
+    return [half, most, *taught, *growing, *[replace(c, epochs=3) for c in (most, growing[0], growing[1])]]
+
+
+LISTS: dict[str, list[PruneCell]] = {
+    "first": _first("sst2"),
+    "recovery": _recovery("sst2"),
+    **{
+        f"{task}-{kind}-{seed}": make(task, seed)
+        for seed, task, (kind, make) in product(range(3), ("sst2", "mrpc"), (("cuts", _cuts), ("masks", _masks)))
+    },
+}
