@@ -82,7 +82,21 @@ SMALL = [
 ]
 BASELINES = [(replace(cell, seed=seed), "") for seed in (1, 2) for cell in (FULL, LORA)]
 
+#: The same quick look with every layer tuned, beside the baselines.
+QUICK_WHOLE = [
+    (replace(cell, train_size=8_000, epochs=1), "")
+    for cell in (
+        FULL,
+        replace(ALL, targets="all+pooler", lr=4e-3),
+        replace(FULL, lr=1e-4),
+        replace(LORA, lr=2e-3),
+        replace(QV, lr=2e-3),
+        replace(ALL, lr=4e-3),
+    )
+]
+
 LISTS: dict[str, Listed] = {
+    "quick": QUICK_WHOLE,
     "tuned": TUNED,
     "explore": EXPLORE,
     "final": FINAL,

@@ -31,16 +31,20 @@ class Task:
         train: training sentences used; None for all that validation leaves.
         validation: sentences taken out of the training set to choose epochs and settings by.
         metric: the figure that is reported; also chooses the epoch.
+        apart: take as validation only phrases of at least six words that share no three consecutive words with the
+            training sentences. SST-2's training set holds the phrases of each sentence, so that a plain sample is
+            learnt by heart: 86 % of its phrases share such words, and its accuracy rises while the reported one falls.
     """
 
     columns: tuple[str, ...]
     train: int | None
     validation: int
     metric: str
+    apart: bool = False
 
 
 TASKS = {
-    "sst2": Task(("sentence",), 16_000, 2_000, "accuracy"),
+    "sst2": Task(("sentence",), 16_000, 2_000, "accuracy", apart=True),
     "mrpc": Task(("sentence1", "sentence2"), None, 368, "accuracy"),
     "cola": Task(("sentence",), None, 855, "matthews"),
     "rotten_tomatoes": Task(("text",), None, 800, "accuracy"),
@@ -97,6 +101,17 @@ def _encoded(table: Any, columns: tuple[str, ...]) -> Part:
     return Part(found["input_ids"], found["token_type_ids"], table["label"].to_numpy())
 
 
+def _triples(text: str) -> set[tuple[str, ...]]:
+    words = text.split()
+    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+
+
+def _apart(pool: Any, train: Any, column: str) -> Any:
+    """Rows of a table that share no three consecutive words with the training sentences."""
+    seen = set().union(*map(_triples, train[column]))
+    return pool[[len(text.split()) >= 6 and not _triples(text) & seen for text in pool[column]]]
+
+
 @cache
 def parts(name: str, train_size: int | None = None) -> dict[str, Part]:
     """Return the "train", "validation" and "test" parts of a task, tokenised once per process.
@@ -109,6 +124,9 @@ def parts(name: str, train_size: int | None = None) -> dict[str, Part]:
     full, test = _frames(name)
     full = full.sample(frac=1.0, random_state=SPLIT_SEED)
     validation, train = full.iloc[: task.validation], full.iloc[task.validation :]
+    if task.apart:
+        pool = train.iloc[task.train :]
+        validation = _apart(pool, train.iloc[: task.train], task.columns[0]).iloc[: task.validation]
     train = train.iloc[: train_size or task.train]
     tables = {"train": train, "validation": validation, "test": test}
     return {part: _encoded(table, task.columns) for part, table in tables.items()}

@@ -31,7 +31,9 @@ class Feed:
         lowest = first_trained(model)
         # dropout makes another prefix at each pass; the head wants the last layer's output, and that for one token only
         last = model.config.num_hidden_layers - 1  # type: ignore[union-attr] - any transformers model
-        self.start = 0 if cell.dropout or cell.attention_dropout else min(lowest, last)
+        frozen = not any(p.requires_grad for p in model.parameters())
+        # a model that was loaded frozen may have an update anywhere
+        self.start = 0 if cell.dropout or cell.attention_dropout or frozen else min(lowest, last)
 
     def batch(self, part: Part, rows: list[int]) -> dict[str, torch.Tensor]:
         """One padded batch, with its hidden states if there is a frozen prefix."""
