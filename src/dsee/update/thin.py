@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-#: From this rank on g U is as fast as its transpose.
+#: From this rank on the plain products are as fast as their transposes.
 TRANSPOSE_BELOW = 16
 
 
@@ -31,8 +31,7 @@ class _Thin(torch.autograd.Function):
         (grad,) = grads
         grad_h = grad_weight = None
         if ctx.needs_input_grad[0]:
-            thin = weight.shape[1] < TRANSPOSE_BELOW
-            grad_h = (weight.t() @ grad.t()).t().contiguous() if thin else grad @ weight
+            grad_h = (weight.t() @ grad.t()).t().contiguous()
         if ctx.needs_input_grad[1]:
             grad_weight = (h.t() @ grad).t().contiguous()
         return grad_h, grad_weight
@@ -49,7 +48,8 @@ def thin_product(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         (..., out).
     """
     # other devices have other libraries, and autocast casts what it sees inside the plain function
-    if not torch.is_grad_enabled() or hidden.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    elsewhere = hidden.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    if elsewhere or weight.shape[1] >= TRANSPOSE_BELOW or not torch.is_grad_enabled():
         return nn.functional.linear(hidden, weight)
     flat: torch.Tensor = _Thin.apply(hidden.reshape(-1, hidden.shape[-1]), weight)
     return flat.view(*hidden.shape[:-1], weight.shape[0])
