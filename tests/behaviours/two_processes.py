@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 two_processes.py OUT.json ddp|fsdp2 FAMILY...
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def compare(family, kind):
     prepare = {"ddp": ddp, "fsdp2": fsdp2}[kind]
     model, losses = trained(model_of(family), [part_of(b, rank, world) for b in whole], prepare)
     dist.all_reduce(losses)
-    theirs = {n: p for n, p in single.named_parameters() if p.requires_grad}
+    theirs = {n: p.detach() for n, p in single.named_parameters() if p.requires_grad}
     start = dict(model_of(family).named_parameters())
     worst = moved = 0.0
     ranks_differ = 0.0
@@ -114,7 +115,12 @@ def main():
     found = {name: compare(ALL[name], kind) for name in names}
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()
     dist.destroy_process_group()
+    # the measuring is done; threads of the sharded model may abort a process that takes the interpreter down under them
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
