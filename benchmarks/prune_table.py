@@ -48,7 +48,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _block(task: str, ways: list[list[tuple[PruneCell, dict[str, Any]]]]) -> str:
-    heads = ["pruned", "score", "teacher", "epochs", "FLOPs left", "unpruned", "raw", "recovered", "cost", "seeds"]
+    heads = ["pruned", "score", "teacher", "epochs", "FLOPs left", "unpruned", "raw", "recovered", "change", "seeds"]
     lines = [f"### {task}, {TASKS[task].metric}", "", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     order = sorted(ways, key=lambda way: (described(way[0][0]), -statistics.mean(r["recovered"] for _, r in way)))
     for way in order:
