@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from dsee.errors import InputError
 from dsee.measure.sample import sample_inputs
-from dsee.modes import evaluating
+from dsee.modes import evaluating, torch_threads
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,6 @@ class Latency:
     cpu_ms: float
     runs: int
     threads: int
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def interleaved(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +15,7 @@ from torch import nn
 
 from dsee.errors import InputError, OrderError
 from dsee.masks import set_mask
+from dsee.modes import torch_threads
 from dsee.pruning.blocks import block_grid, block_sizes, block_sums, spread
 from dsee.pruning.calibration import Batch
 from dsee.pruning.mask_order import check_after_masks
@@ -48,7 +48,7 @@ def masks_for(model: nn.Module, rule: MaskRule, calibration: Iterable[Batch] | N
     """
     targets = check_mask_rule(model, rule)
     check_calibration(rule.score, calibration)
-    with _one_thread():
+    with torch_threads(1):
         scores = check_weight_score(rule.score)(WeightScoreInput(model, targets, rule.seed, calibration))
         # a matrix's score is let go of as soon as its keys are made
         if isinstance(rule, RatioRule):
@@ -115,16 +115,6 @@ def check_mask_rule(
                     f"the matrices that fit with targets=, or cut neurons with multiple_of={rule.m} first."
                 )
     return targets
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _checked(rule: MaskRule, target: Target, scores: dict[str, torch.Tensor]) -> torch.Tensor:

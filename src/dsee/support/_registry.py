@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
 from dsee.errors import InputError, listed, nearest
+from dsee.modes import torch_threads
 from dsee.support._top import top_n
 
 #: A rule takes W (out, in) in fp32, the number of positions, the rank of the update and a seeded generator, and asks
@@ -71,17 +71,6 @@ def needs_gradient(name: str) -> bool:
     return name in _RULES and "gradient" in inspect.signature(_RULES[name]).parameters
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Other threads round sums in another order, and an iteration can turn that into another choice."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 @torch.no_grad()
 def choose(
     rule: str,
@@ -124,7 +113,8 @@ def choose(
     mask = None if mask is None else mask.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if "mask" in wanted:
         more["mask"] = None if mask is None else mask.clone()
-    with _one_thread():
+    # other threads round sums in another order, and an iteration can turn that into another choice
+    with torch_threads(1):
         found = _RULES[rule](w, n_sparse, rank, torch.Generator().manual_seed(seed), **more)
         if found.is_floating_point():
             found = _best(rule, found, weight, n_sparse, mask)
