@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dsee.errors import InputError
+from dsee.gradients import asking, loss_of
 from dsee.modes import evaluating
 
 Batch = Mapping[str, Any]
@@ -47,8 +48,7 @@ def _one_batch(model: nn.Module, linears: list[nn.Module], batch: Mapping[str, A
 
     def capture(position: int) -> Any:
         def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            # below the first trained layer nothing asks for gradients yet; start the graph here
-            x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+            x = asking(args[0])
             inputs[position] = x
             return (x, *args[1:])
 
@@ -58,9 +58,7 @@ def _one_batch(model: nn.Module, linears: list[nn.Module], batch: Mapping[str, A
     try:
         with torch.enable_grad():
             output = model(**batch)
-            loss = _loss(output, batch)
-            if loss is None:
-                raise InputError("The calibration batches have no labels, so the model returns no loss. Add 'labels'.")
+            loss = loss_of(output, batch)
             ordered = [inputs[i] for i in range(len(linears))]
             gradients = torch.autograd.grad(loss, ordered)
     finally:
@@ -70,12 +68,3 @@ def _one_batch(model: nn.Module, linears: list[nn.Module], batch: Mapping[str, A
     scale = float(ordered[0].shape[0])
     products = [(x.detach().float() * g.float() * scale).cpu() for x, g in zip(ordered, gradients, strict=True)]
     return [product.flatten(1, -2).sum(1) if product.dim() > 2 else product for product in products]
-
-
-def _loss(output: Any, batch: Batch) -> Any:
-    if isinstance(output, Mapping):
-        return output.get("loss")
-    if isinstance(output, tuple) and "labels" in batch:
-        # a model with return_dict=False puts the loss first
-        return output[0]
-    return getattr(output, "loss", None)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from dsee.errors import ArtifactError, InputError, OrderError
+from dsee.gradients import asking, weight_gradient
 from dsee.masks import bare, oriented
 from dsee.pruning.targets import Target, mask_targets
 from dsee.pruning.weight_scores import WeightScoreInput, register_weight_score
@@ -142,13 +143,11 @@ def _watch(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) ->
     # scores that look at data run the model in eval mode; what they find is not tuning
     if sums is None or not module.training or not torch.is_grad_enabled():
         return output
-    # below the first trained layer nothing asks for gradients; the graph starts here
-    y = output if output.requires_grad else output.detach().requires_grad_()
+    y = asking(output)
     x = args[0].detach()
 
     def arrived(gradient: torch.Tensor) -> None:
-        rows = gradient.detach().reshape(-1, gradient.shape[-1]).float()
-        found = rows.T @ x.reshape(-1, x.shape[-1]).float()
+        found = weight_gradient(gradient, x)
         # a step whose loss scale was too large for fp16 is skipped by the optimizer too
         found.nan_to_num_(0.0, 0.0, 0.0)
         if sums.value.device != found.device:

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from dsee.errors import InputError
+from dsee.gradients import asking, loss_of, weight_gradient
 from dsee.modes import evaluating
 from dsee.pruning.calibration import Batch
-from dsee.pruning.calibration import _loss as loss_of
 from dsee.pruning.targets import Target
 
 Gradients = dict[str, torch.Tensor]
@@ -71,10 +71,6 @@ def _mean(
             count += 1
             with _collecting(targets, consume), torch.enable_grad():
                 loss = loss_of(model(**batch), batch)
-                if loss is None:
-                    raise InputError(
-                        "The calibration batches have no labels, so the model returns no loss. Add 'labels'."
-                    )
                 if loss.requires_grad:
                     loss.backward()
     _check_seen(count, targets, totals)
@@ -102,14 +98,12 @@ def _collecting(targets: Sequence[Target], consume: Callable[[Target, torch.Tens
 
     def watch(target: Target) -> Any:
         def forward(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            # the first targets see inputs that ask for no gradient: the graph starts there
-            y = output if output.requires_grad else output.detach().requires_grad_()
+            y = asking(output)
             x = args[0].detach()
             calls[target.name] = calls.get(target.name, 0) + 1
 
             def backward(gradient: torch.Tensor) -> None:
-                rows = gradient.detach().reshape(-1, gradient.shape[-1]).float()
-                found = rows.T @ x.reshape(-1, x.shape[-1]).float()
+                found = weight_gradient(gradient, x)
                 if target.name in partial:
                     found = partial.pop(target.name).add_(found)
                 calls[target.name] -= 1

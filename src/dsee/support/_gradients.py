@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dsee.errors import InputError
+from dsee.gradients import asking, loss_of, weight_gradient
 from dsee.modes import evaluating
 
 Batch = Mapping[str, Any]
@@ -80,8 +81,7 @@ def _dense_gradients(
 
     def capture(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            # below the first trained layer nothing asks for gradients yet; start the graph here
-            output = output if output.requires_grad else output.detach().requires_grad_()
+            output = asking(output)
             seen[name].append((args[0].detach(), output))
             return output
 
@@ -90,7 +90,7 @@ def _dense_gradients(
     hooks = [linear.register_forward_hook(capture(name)) for name, linear in linears.items()]
     try:
         with torch.enable_grad():
-            loss = _loss(model(**batch), batch)
+            loss = _finite_loss(model(**batch), batch)
             outputs = [output for pairs in seen.values() for _, output in pairs]
             # unused outputs have none
             gradients: Iterator[torch.Tensor | None] = iter(
@@ -106,23 +106,14 @@ def _dense_gradients(
             for x, g in [(x, next(gradients)) for x, _ in pairs]:
                 if g is None:
                     continue
-                one = g.flatten(0, -2).float().T @ x.flatten(0, -2).float()
+                one = weight_gradient(g, x)
                 total = one if total is None else total.add_(one)
             if total is not None:
                 yield name, total.abs_()
 
 
-def _loss(output: Any, batch: Batch) -> torch.Tensor:
-    loss: torch.Tensor | None
-    if isinstance(output, Mapping):
-        loss = output.get("loss")
-    elif isinstance(output, tuple) and "labels" in batch:
-        # a model with return_dict=False puts the loss first
-        loss = output[0]
-    else:
-        loss = getattr(output, "loss", None)
-    if loss is None:
-        raise InputError("The calibration batches have no labels, so the model returns no loss. Add 'labels'.")
+def _finite_loss(output: Any, batch: Batch) -> torch.Tensor:
+    loss = loss_of(output, batch)
     if not torch.isfinite(loss).all():
         raise InputError("The loss of a calibration batch is NaN or infinite, so its gradients say nothing.")
     return loss
