@@ -104,6 +104,31 @@ def adapted(base, **config):
     return get_peft_model(base, dsee.DseeConfig(**settings)).eval()
 
 
+def training_rows():
+    """Twelve sentences as a Trainer wants them."""
+    inputs = batch(size=12, labels=True)
+    return [{name: tensor[i] for name, tensor in inputs.items()} for i in range(12)]
+
+
+def training_arguments(folder, **changes):
+    """A short, silent run on the CPU with a checkpoint every two steps."""
+    from transformers import TrainingArguments
+
+    settings = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "save_steps": 2,
+        "logging_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    return TrainingArguments(**(settings | changes))
+
+
 @pytest.fixture(params=sorted(FAMILIES))
 def family(request):
     """Builds a tiny model of each family in turn."""

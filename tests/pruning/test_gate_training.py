@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 import dsee
-from conftest import adapted, batch, tiny_bert
+from conftest import adapted, batch, tiny_bert, training_arguments, training_rows
 from dsee.pruning.gates import gate_parameters, gate_values, penalise_steps
 
 STEPS = 6
@@ -85,30 +85,12 @@ def test_a_fused_optimizer_under_mixed_precision_gets_the_scaled_penalty():
     assert all(torch.equal(gradient, sign) for gradient, sign in zip(seen, signs, strict=True))
 
 
-def rows():
-    inputs = batch(size=12, labels=True)
-    return [{name: tensor[i] for name, tensor in inputs.items()} for i in range(12)]
-
-
 def trainer(folder, callback=True, wrapped=True, model=None, **changes):
-    settings = {
-        "output_dir": str(folder),
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "save_steps": 2,
-        "logging_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "seed": 3,
-    }
     return Trainer(
         model=model or gated_model(wrapped),
-        args=TrainingArguments(**(settings | changes)),
-        train_dataset=rows(),
-        eval_dataset=rows(),
+        args=training_arguments(folder, **({"max_steps": STEPS} | changes)),
+        train_dataset=training_rows(),
+        eval_dataset=training_rows(),
         callbacks=[dsee.GateCallback(0.01)] if callback else [],
     )
 

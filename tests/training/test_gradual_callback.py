@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 import dsee
-from conftest import adapted, batch, tiny_bert
+from conftest import adapted, tiny_bert, training_arguments, training_rows
 from dsee.errors import ArtifactError, InputError
 from dsee.pruning.targets import mask_targets
 
@@ -16,29 +16,10 @@ STEPS = 8
 FILE = "dsee_schedule.safetensors"
 
 
-def rows():
-    inputs = batch(size=12, labels=True)
-    return [{name: tensor[i] for name, tensor in inputs.items()} for i in range(12)]
-
-
 def trainer(folder, callback, full=False, **changes):
-    settings = {
-        "output_dir": str(folder),
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "weight_decay": 0.1,
-        "save_steps": 2,
-        "logging_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "seed": 3,
-    }
     model = tiny_bert() if full else adapted(tiny_bert(), init_weights=True)
-    arguments = TrainingArguments(**(settings | changes))
-    return Trainer(model=model, args=arguments, train_dataset=rows(), callbacks=[callback])
+    arguments = training_arguments(folder, **({"max_steps": STEPS, "weight_decay": 0.1} | changes))
+    return Trainer(model=model, args=arguments, train_dataset=training_rows(), callbacks=[callback])
 
 
 def gradual(score="movement", **changes):

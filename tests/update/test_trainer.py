@@ -2,37 +2,18 @@
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
-from conftest import adapted, batch, tiny_bert
+from conftest import adapted, tiny_bert, training_arguments, training_rows
 from update.models import own, snapshot
 
 STEPS = 6
 
 
-def rows():
-    """Twelve sentences as a Trainer wants them."""
-    inputs = batch(size=12, labels=True)
-    return [{name: tensor[i] for name, tensor in inputs.items()} for i in range(12)]
-
-
 def trainer(folder, **changes):
-    settings = {
-        "output_dir": str(folder),
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "save_steps": 2,
-        "logging_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "seed": 3,
-    }
     model = adapted(tiny_bert(), init_weights=True)
-    arguments = TrainingArguments(**(settings | changes))
-    return Trainer(model=model, args=arguments, train_dataset=rows(), eval_dataset=rows())
+    arguments = training_arguments(folder, **({"max_steps": STEPS} | changes))
+    return Trainer(model=model, args=arguments, train_dataset=training_rows(), eval_dataset=training_rows())
 
 
 @pytest.fixture(scope="module")
