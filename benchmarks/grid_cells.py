@@ -82,6 +82,15 @@ SMALL = [
 ]
 BASELINES = [(replace(cell, seed=seed), "") for seed in (1, 2) for cell in (FULL, LORA)]
 
+#: What might close the gap to full fine-tuning, one seed.
+CLOSE = [
+    (FULL, ""),
+    *_variants(ALL, {"targets": "all+pooler", "lr": 4e-3}, {"dropout": 0.1}),
+    (LORA, ""),
+    *_variants(ALL, {"targets": "all+pooler", "dropout": 0.1}),
+    (replace(FULL, lr=1e-4), ""),
+]
+
 #: The same quick look with every layer tuned, beside the baselines.
 QUICK_WHOLE = [
     (replace(cell, train_size=8_000, epochs=1), "")
@@ -99,6 +108,7 @@ LISTS: dict[str, Listed] = {
     "quick": QUICK_WHOLE,
     "tuned": TUNED,
     "explore": EXPLORE,
+    "close": CLOSE,
     "final": FINAL,
     "speed": SPEED,
     "small": SMALL,

@@ -116,6 +116,19 @@ def teacher_loss(
     return lambda found, batch, some: dsee.distillation_loss(found, answers[some], batch["labels"], distillation=how)
 
 
+def learn_gates(model: Any, cell: PruneCell, feed: Feed) -> None:
+    """Put gates on heads and neurons and learn them with the update for one epoch, under the usual l1 penalty."""
+    import dsee
+    from dsee.pruning.gates import gate_values
+
+    dsee.add_gates(model)
+    how = Cell(cell.task, lr=cell.lr, epochs=1, seed=cell.seed)
+    penalised = lambda found, batch, some: plain_loss(found, batch, some) + dsee.gate_penalty(model)  # noqa: E731 - local
+    train(model, how, feed, lambda text: say(f"    gates, {text}"), penalised)
+    gates = torch.cat([gate.flatten() for gate in gate_values(model).values()]).abs()
+    say(f"    |gate|: {[round(gates.quantile(q).item(), 3) for q in (0.0, 0.1, 0.5, 0.9, 1.0)]} (0, 10, 50, 90, 100 %)")
+
+
 def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
     """Run one cell.
 
@@ -133,6 +146,8 @@ def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
     loss = teacher_loss(tuned(cell.task, cell.start, cell.seed), data["train"], cell) if cell.distill else None
     dense = dsee.flops(model, 1, 128)
     torch.manual_seed(cell.seed)
+    if cell.score == "gate":
+        learn_gates(model, cell, feed)
     schedule = schedule_of(cell, data["train"])
     # what a schedule reaches has no accuracy without recovering
     at_once = rules_of(cell)[: -1 if schedule else None]

@@ -47,7 +47,7 @@ class PruneCell:
 
 #: Scores that look at data change as the model does, so a budget by them is reached in steps.
 IN_STEPS = ("taylor", "fisher")
-CUT_SCORES = ("taylor", "fisher", "weight", "weight+update", "update", "random")
+CUT_SCORES = ("taylor", "fisher", "weight", "weight+update", "update", "random", "gate")
 
 
 def steps_of(score: str) -> int:
