@@ -1,4 +1,4 @@
-"""Compile the kernels with the machine's C compiler. Needs nothing but the standard library: the build runs it alone."""
+"""Compile the kernels with the machine's C compiler. Imports the standard library alone: the build runs it so."""
 
 from __future__ import annotations
 

@@ -7,14 +7,14 @@ training know no difference, and changing the class back undoes it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from dsee.errors import InputError
+from dsee.errors import InputError, OrderError
 from dsee.kernels.matrix import Kind, SparseMatrix, pack
 from dsee.kernels.operator import sparse_linear_op
 from dsee.kernels.product import activate, compute
@@ -50,25 +50,26 @@ class Packed:
 class OnKernels(nn.Module):
     """The forward pass that the two classes below share."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
     _dsee_sparse: Packed
 
     def _oriented(self) -> torch.Tensor:
-        return self.weight
+        own: Any = self
+        weight: torch.Tensor = own.weight
+        return weight
 
     def packed(self) -> SparseMatrix:
         """Return the packed weight, made again if the weight has changed since."""
-        state = self._dsee_sparse
+        state, weight = self._dsee_sparse, self._oriented()
         # tensors of inference mode keep no count of their changes, and nothing trains them
-        source = (self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version)
+        source = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if state.matrix is None or source != state.source:
-            state.matrix = pack(self._oriented(), state.kind)
+            state.matrix = pack(weight, state.kind)
             state.source = source
         return state.matrix
 
     def _usable(self, x: torch.Tensor) -> bool:
-        weight, bias = self.weight, self.bias
+        own: Any = self
+        weight, bias = own.weight, own.bias
         if x.dtype != torch.float32 or weight.dtype != torch.float32:
             return False
         if x.device.type != "cpu" or weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
@@ -85,13 +86,13 @@ class OnKernels(nn.Module):
         Returns:
             (..., out).
         """
-        state = self._dsee_sparse
+        state, own = self._dsee_sparse, cast("Any", self)
         if not self._usable(input):
-            return activate(functional.linear(input, self._oriented(), self.bias), state.activation)
+            return activate(functional.linear(input, self._oriented(), own.bias), state.activation)
         if torch.compiler.is_compiling() and state.matrix is not None:
             # a compiled graph keeps the packed weight that it saw
-            return sparse_linear_op(input, state.matrix, self.bias, state.activation)
-        return compute(input, self.packed(), self.bias, None, state.activation)
+            return sparse_linear_op(input, state.matrix, own.bias, state.activation)
+        return compute(input, self.packed(), own.bias, None, state.activation)
 
     def extra_repr(self) -> str:
         """What printing the layer shows."""
@@ -108,11 +109,13 @@ class SparseConv1D(OnKernels, Conv1D):
     """GPT-2's ``Conv1D``, whose weight is (in, out), on the kernels."""
 
     def _oriented(self) -> torch.Tensor:
-        return self.weight.T
+        own: Any = self
+        weight: torch.Tensor = own.weight.T
+        return weight
 
 
 #: Exactly these classes; a subclass may compute something else.
-CLASSES: dict[type[nn.Module], type[OnKernels]] = {nn.Linear: SparseLinear, Conv1D: SparseConv1D}
+CLASSES: dict[type[Any], type[Any]] = {nn.Linear: SparseLinear, Conv1D: SparseConv1D}
 
 
 def to_kernels(linear: nn.Module, kind: Kind, activation: str | None = None) -> None:
@@ -154,3 +157,21 @@ def on_kernels(model: nn.Module) -> dict[str, OnKernels]:
         model: any model.
     """
     return {name: module for name, module in model.named_modules() if isinstance(module, OnKernels)}
+
+
+def refuse_on_kernels(model: nn.Module, step: str) -> None:
+    """Refuse a step that changes the shape of layers or what lies between them.
+
+    Args:
+        model: any model.
+        step: for the message.
+
+    Raises:
+        OrderError: a layer runs on the kernels.
+    """
+    found = next(iter(on_kernels(model)), None)
+    if found is not None:
+        raise OrderError(
+            f"{step}: {found} runs on the sparse kernels, as dsee.optimize left it. Call undo() on what optimize "
+            "returned first, and optimize again afterwards."
+        )

@@ -89,7 +89,9 @@ class SparseMatrix:
 
     def _check(self) -> None:
         if self.kind not in KINDS:
-            raise InputError(f"kind={self.kind!r} is unknown.{nearest(self.kind, KINDS)} Use one of {', '.join(KINDS)}.")
+            raise InputError(
+                f"kind={self.kind!r} is unknown.{nearest(self.kind, KINDS)} Use one of {', '.join(KINDS)}."
+            )
         for name, dtype in (("start", torch.int32), ("column", torch.uint8), ("value", torch.float32)):
             tensor: torch.Tensor = getattr(self, name)
             if tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():

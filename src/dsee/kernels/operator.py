@@ -25,9 +25,7 @@ def _operator(
     chunk: int,
     activation: str,
 ) -> torch.Tensor:
-    matrix = SparseMatrix(
-        "blocks" if kind == "blocks" else "weights", (rows, x.shape[-1]), chunk, start, column, value
-    )
+    matrix = SparseMatrix("blocks" if kind == "blocks" else "weights", (rows, x.shape[-1]), chunk, start, column, value)
     return compute(x, matrix, bias, None, activation or None)
 
 

@@ -96,9 +96,13 @@ def sparse_linear(
     """
     rows, columns = matrix.shape
     if activation not in ACTIVATIONS:
-        raise InputError(f"activation={activation!r} is unknown.{nearest(str(activation), [a for a in ACTIVATIONS if a])}")
+        raise InputError(
+            f"activation={activation!r} is unknown.{nearest(str(activation), [a for a in ACTIVATIONS if a])}"
+        )
     if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() < 1 or x.shape[-1] != columns:
-        raise InputError(f"sparse_linear: x has to be float32 (..., {columns}) on the CPU, not {x.dtype} {tuple(x.shape)}.")
+        raise InputError(
+            f"sparse_linear: x has to be float32 (..., {columns}) on the CPU, not {x.dtype} {tuple(x.shape)}."
+        )
     if bias is not None and (bias.shape != (rows,) or bias.dtype != torch.float32 or bias.device.type != "cpu"):
         raise InputError(f"sparse_linear: the bias has to be float32 ({rows},) on the CPU.")
     if side is not None and (
@@ -111,6 +115,15 @@ def sparse_linear(
 def compute(
     x: torch.Tensor, matrix: SparseMatrix, bias: torch.Tensor | None, side: Side | None, activation: str | None
 ) -> torch.Tensor:
+    """Do what :func:`sparse_linear` does, without its checks.
+
+    Args:
+        x: float32 (..., in) on the CPU.
+        matrix: W.
+        bias: float32 (out,) or None.
+        side: a low-rank branch or None.
+        activation: a key of ``ACTIVATIONS``.
+    """
     rows, columns = matrix.shape
     found = library()
     if found is None:
@@ -135,5 +148,3 @@ def compute(
     )
     found.run(product, torch.get_num_threads())
     return y
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,9 +73,15 @@ class Choices:
         while self._undo:
             self._undo.pop()()
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """One line: how many layers run on the kernels."""
         sparse = [layer for layer in self.layers if layer.chosen != DENSE]
-        head = f"{len(sparse)} of {len(self.layers)} linear layers on sparse kernels ({self.path}), {self.tokens} tokens"
+        return (
+            f"{len(sparse)} of {len(self.layers)} linear layers on sparse kernels ({self.path}), {self.tokens} tokens"
+        )
+
+    def __str__(self) -> str:
         width = max((len(layer.name) for layer in self.layers), default=0)
         lines = [
             f"  {layer.name:{width}}  {layer.chosen:7}"
@@ -83,16 +90,14 @@ class Choices:
             + (f"  with {layer.activation}" if layer.activation else "")
             for layer in self.layers
         ]
-        return "\n".join([head, *lines, f"whole model: {self.gain:.2f} times as fast"])
+        return "\n".join([self.summary, *lines, f"whole model: {self.gain:.2f} times as fast"])
 
 
-def optimize(
-    model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None, *, rounds: int = 7
-) -> Choices:
+def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None, *, rounds: int = 7) -> Choices:
     """Let each sparse linear layer run the fastest way there is here, in place; outputs stay equal to rounding.
 
-    Dense and sparse kernels are timed in turns on what each layer sees of the sample batch. A layer leaves the dense way
-    only for a gain of 3 %, and if the whole model gained nothing all of it is undone. Class, parameters, files and
+    Dense and sparse kernels are timed in turns on what each layer sees of the sample batch. A layer leaves the dense
+    way only for a gain of 3 %, and if the whole model gained nothing all of it is undone. Class, parameters, files and
     training of the model do not change; under gradients every layer computes densely.
 
     Args:
@@ -110,7 +115,9 @@ def optimize(
     if rounds < 1:
         raise InputError(f"optimize: rounds={rounds} has to be at least 1.")
     if on_kernels(model):
-        raise OrderError("optimize: this model runs on the kernels already. Call undo() on what optimize returned first.")
+        raise OrderError(
+            "optimize: this model runs on the kernels already. Call undo() on what optimize returned first."
+        )
     inputs = dict(sample) if sample is not None else sample_inputs(model, 1, 128)
     found = library()
     with evaluating(model), torch.inference_mode():
@@ -129,9 +136,7 @@ def optimize(
     if choices.gain < 1.0:
         # single layers were faster, the whole was not: noise, or a batch too small to tell
         choices.undo()
-        choices.layers = [
-            Choice(layer.name, DENSE, layer.times_ms, layer.density) for layer in choices.layers
-        ]
+        choices.layers = [Choice(layer.name, DENSE, layer.times_ms, layer.density) for layer in choices.layers]
         choices.gain = 1.0
     return choices
 
@@ -168,7 +173,7 @@ def _choose(name: str, linear: Any, x: torch.Tensor, rounds: int) -> Choice:
     packed = {kind: matrix for kind, matrix in packed.items() if matrix.density <= DENSEST}
     calls: dict[str, Callable[[], Any]] = {DENSE: lambda: linear(x)}
     for kind, matrix in packed.items():
-        calls[kind] = lambda matrix=matrix: compute(x, matrix, linear.bias, None, None)
+        calls[kind] = partial(compute, x, matrix, linear.bias, None, None)
     times = _race(calls, rounds) if packed else {DENSE: 0.0}
     best = min(times, key=times.__getitem__)
     chosen = best if times[best] < (1 - MARGIN) * times[DENSE] else DENSE
@@ -196,9 +201,9 @@ def _apply(model: nn.Module, choices: Choices) -> None:
     for name, kind in kinds.items():
         linear = model.get_submodule(name)
         to_kernels(linear, "blocks" if kind == "blocks" else "weights")
-        choices._undo.append(lambda linear=linear: from_kernels(linear))
+        choices._undo.append(partial(from_kernels, linear))
     fused = fuse(model)
-    choices._undo.append(lambda: unfuse(fused))
+    choices._undo.append(partial(unfuse, fused))
     named = {id(each.linear): each.name for each in fused}
     choices.layers = [
         Choice(each.name, each.chosen, each.times_ms, each.density, named.get(id(model.get_submodule(each.name))))
