@@ -94,11 +94,11 @@ class OnKernels(nn.Module):
             return sparse_linear_op(input, state.matrix, own.bias, state.activation)
         return compute(input, self.packed(), own.bias, None, state.activation)
 
-    def extra_repr(self) -> str:
-        """What printing the layer shows."""
-        state = self._dsee_sparse
-        shown = f"{super().extra_repr()}, kernel={state.kind}, density={self.packed().density:.2f}".removeprefix(", ")
-        return shown + (f", activation={state.activation}" if state.activation else "")
+    def __repr__(self) -> str:
+        state, packed = self._dsee_sparse, self.packed()
+        rows, columns = packed.shape
+        shown = f"{type(self).__name__}(in={columns}, out={rows}, kernel={state.kind}, density={packed.density:.2f}"
+        return shown + (f", activation={state.activation})" if state.activation else ")")
 
 
 class SparseLinear(OnKernels, nn.Linear):
