@@ -5,13 +5,13 @@ import io
 
 import pytest
 import torch
+from kernel_oracle import KINDS, assert_equals_oracle, expected, needs_kernels, sparse_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dsee.errors import InputError
 from dsee.kernels import from_kernels, on_kernels, to_kernels
 from dsee.kernels.linear import STATE
-from kernel_oracle import KINDS, assert_equals_oracle, expected, needs_kernels, sparse_weight
 
 
 def layer(make, kind, rows=32, columns=48):
@@ -131,7 +131,7 @@ def test_other_layers_are_refused():
 @needs_kernels
 @pytest.mark.parametrize("kind", KINDS)
 def test_torch_compile_takes_it_whole(make, kind):
-    made, weight = layer(make, kind)
+    made, _ = layer(make, kind)
     to_kernels(made, kind, "gelu")
     compiled = torch.compile(nn.Sequential(made, nn.LayerNorm(32)), fullgraph=True)
     eager = nn.Sequential(made, compiled._orig_mod[1])

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_oracle import KINDS, needs_kernels, sparse_weight
 
 from dsee.errors import InputError
 from dsee.kernels import SparseMatrix, pack, pack_side, sparse_linear
 from dsee.kernels.matrix import chunk_width
-from kernel_oracle import KINDS, needs_kernels, sparse_weight
 
 
 @settings(max_examples=60, deadline=None)

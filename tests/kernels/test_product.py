@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_oracle import KINDS, PATHS, assert_equals_oracle, expected, needs_kernels, sparse_weight
 from torch.nn import functional
 
 from dsee.errors import InputError
 from dsee.kernels import library, pack, pack_side, sparse_linear
 from dsee.kernels.library import ACTIVATIONS
 from dsee.modes import torch_threads
-from kernel_oracle import KINDS, PATHS, assert_equals_oracle, expected, needs_kernels, sparse_weight
 
 pytestmark = needs_kernels
 

@@ -52,7 +52,7 @@ def test_a_compiler_that_fails_is_reported(tmp_path, monkeypatch):
     with pytest.raises(CompileError, match="/nonexistent/cc cannot be started"):
         compile_kernels(tmp_path / "x.so")
     monkeypatch.setenv("CC", "false")
-    with pytest.raises(CompileError, match="false .* failed"):
+    with pytest.raises(CompileError, match=r"false .* failed"):
         compile_kernels(tmp_path / "x.so")
     assert not (tmp_path / "x.so").exists()
 

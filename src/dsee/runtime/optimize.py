@@ -16,7 +16,7 @@ from dsee.kernels import from_kernels, library, on_kernels, to_kernels, why_not
 from dsee.kernels.linear import CLASSES
 from dsee.kernels.matrix import Kind, pack
 from dsee.kernels.product import compute
-from dsee.measure.sample import sample_inputs
+from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
 from dsee.runtime.activations import fuse, unfuse
 
@@ -102,7 +102,8 @@ def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None,
 
     Args:
         model: a transformers model on the CPU, with or without PEFT around it.
-        sample: a batch like those to come; the choice depends on its size. None: one sentence of 128 tokens.
+        sample: a batch like those to come; the choice depends on its size. None: one sentence of 128 tokens, or as
+            many as the model takes.
         rounds: timed calls of each way.
 
     Returns:
@@ -118,7 +119,8 @@ def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None,
         raise OrderError(
             "optimize: this model runs on the kernels already. Call undo() on what optimize returned first."
         )
-    inputs = dict(sample) if sample is not None else sample_inputs(model, 1, 128)
+    inputs = dict(sample) if sample is not None else sample_inputs(model, 1, min(128, longest_input(model)))
+
     found = library()
     with evaluating(model), torch.inference_mode():
         seen = _seen(model, inputs)
