@@ -75,7 +75,9 @@ class Library:
         loaded.dsee_panel.argtypes = [c_char_p, c_int32]
         loaded.dsee_check.argtypes = [POINTER(CMatrix), c_int64, c_int64, c_int64]
         loaded.dsee_run.argtypes = [POINTER(CProduct), c_char_p, c_int32]
-        self._loaded = loaded
+        address = ctypes.c_void_p
+        loaded.dsee_linear.argtypes = [address, address, address, address, c_int64, c_int32, c_char_p, c_int32]
+        self._loaded, self._linear = loaded, loaded.dsee_linear
         names = (c_char_p * 8)()
         count = loaded.dsee_paths(names, 8)
         self.paths = [str((names[i] or b"").decode()) for i in range(count)]
@@ -119,6 +121,24 @@ class Library:
             MemoryError: no memory for the panels.
         """
         if self._loaded.dsee_run(ctypes.byref(product), self._name, threads):
+            raise MemoryError("dsee.kernels: no memory for a panel of activations.")
+
+    def linear(self, matrix: int, bias: int | None, x: int, y: int, tokens: int, activation: int, threads: int) -> None:
+        """Compute a product without a side branch, everything given by its address.
+
+        Args:
+            matrix: of a sound ``dsee_matrix``.
+            bias: of float32 (rows,), or None.
+            x: of float32 (tokens, columns).
+            y: of float32 (tokens, rows).
+            tokens: how many.
+            activation: a value of ``ACTIVATIONS``.
+            threads: how many threads may share it.
+
+        Raises:
+            MemoryError: no memory for the panels.
+        """
+        if self._linear(matrix, bias, x, y, tokens, activation, self._name, threads):
             raise MemoryError("dsee.kernels: no memory for a panel of activations.")
 
 

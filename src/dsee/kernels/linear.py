@@ -47,35 +47,34 @@ class Packed:
         return {"kind": self.kind, "activation": self.activation, "matrix": None, "source": (0, 0)}
 
 
+def _usable(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or not (x.is_cpu and weight.is_cpu):
+        return False
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return False
+    return not torch.is_autocast_enabled("cpu")
+
+
 class OnKernels(nn.Module):
     """The forward pass that the two classes below share."""
 
     _dsee_sparse: Packed
 
     def _oriented(self) -> torch.Tensor:
-        own: Any = self
-        weight: torch.Tensor = own.weight
-        return weight
+        weight: Any = self._parameters["weight"]
+        return cast("torch.Tensor", weight)
 
     def packed(self) -> SparseMatrix:
         """Return the packed weight, made again if the weight has changed since."""
-        state, weight = self._dsee_sparse, self._oriented()
+        state, weight = self._dsee_sparse, cast("torch.Tensor", self._parameters["weight"])
         # tensors of inference mode keep no count of their changes, and nothing trains them
         source = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if state.matrix is None or source != state.source:
-            state.matrix = pack(weight, state.kind)
+            state.matrix = pack(self._oriented(), state.kind)
             state.source = source
         return state.matrix
-
-    def _usable(self, x: torch.Tensor) -> bool:
-        own: Any = self
-        weight, bias = own.weight, own.bias
-        if x.dtype != torch.float32 or weight.dtype != torch.float32:
-            return False
-        if x.device.type != "cpu" or weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return False
-        trained = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-        return not (trained and torch.is_grad_enabled())
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name
         """Return act(x W' + b): by the kernels, or densely where they cannot (gradients, other dtypes and devices).
@@ -86,13 +85,15 @@ class OnKernels(nn.Module):
         Returns:
             (..., out).
         """
-        state, own = self._dsee_sparse, cast("Any", self)
-        if not self._usable(input):
-            return activate(functional.linear(input, self._oriented(), own.bias), state.activation)
+        # the dictionaries rather than attributes: small products take microseconds, and so does nn.Module's lookup
+        own: Any = self._parameters
+        state, weight, bias = self.__dict__[STATE], own["weight"], own["bias"]
+        if not _usable(input, weight, bias):
+            return activate(functional.linear(input, self._oriented(), bias), state.activation)
         if torch.compiler.is_compiling() and state.matrix is not None:
             # a compiled graph keeps the packed weight that it saw
-            return sparse_linear_op(input, state.matrix, own.bias, state.activation)
-        return compute(input, self.packed(), own.bias, None, state.activation)
+            return sparse_linear_op(input, state.matrix, bias, state.activation)
+        return compute(input, self.packed(), bias, None, state.activation)
 
     def __repr__(self) -> str:
         state, packed = self._dsee_sparse, self.packed()
@@ -109,9 +110,7 @@ class SparseConv1D(OnKernels, Conv1D):
     """GPT-2's ``Conv1D``, whose weight is (in, out), on the kernels."""
 
     def _oriented(self) -> torch.Tensor:
-        own: Any = self
-        weight: torch.Tensor = own.weight.T
-        return weight
+        return super()._oriented().T
 
 
 #: Exactly these classes; a subclass may compute something else.

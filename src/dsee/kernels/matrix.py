@@ -53,6 +53,8 @@ class SparseMatrix:
     column: torch.Tensor
     value: torch.Tensor
     _c: CMatrix | None = field(default=None, init=False, repr=False, compare=False)
+    #: Of the C structure, 0 where there are no kernels.
+    address: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._check()
@@ -64,6 +66,7 @@ class SparseMatrix:
         if fault:
             raise InputError(f"This packed sparse matrix of {self.shape[0]} x {self.shape[1]} is broken: {fault}.")
         object.__setattr__(self, "_c", matrix)
+        object.__setattr__(self, "address", ctypes.addressof(matrix))
 
     @property
     def entries(self) -> int:
@@ -119,7 +122,8 @@ class SparseMatrix:
         owner = torch.repeat_interleave(torch.arange(counts.numel()), counts)
         at = owner // groups * self.chunk + self.column
         full = torch.zeros(groups, columns, tall)
-        full[owner % groups, at] = self.value.view(-1, tall)
+        # a column may be there twice in a group that was not packed here; the kernels add both
+        full.index_put_((owner % groups, at), self.value.view(-1, tall), accumulate=True)
         return full.transpose(1, 2).reshape(groups * tall, columns)[:rows].contiguous()
 
 

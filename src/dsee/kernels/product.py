@@ -132,19 +132,24 @@ def compute(
             y = y + functional.linear(functional.linear(x, side.v.dense()), side.dense_u)
         return activate(y, activation)
     x = x.contiguous()
-    y = torch.empty(*x.shape[:-1], rows)
+    y = torch.empty((*x.shape[:-1], rows))
     bias = None if bias is None else bias.contiguous()
+    tokens, threads = y.numel() // rows, torch.get_num_threads()
+    if side is None:
+        place = None if bias is None else bias.data_ptr()
+        found.linear(matrix.address, place, x.data_ptr(), y.data_ptr(), tokens, ACTIVATIONS[activation], threads)
+        return y
     product = CProduct(
         w=ctypes.pointer(matrix.c),
-        v=None if side is None else ctypes.pointer(side.v.c),
-        u=None if side is None else pointer(side.u, c_float),
+        v=ctypes.pointer(side.v.c),
+        u=pointer(side.u, c_float),
         bias=None if bias is None else pointer(bias, c_float),
         x=pointer(x, c_float),
         y=pointer(y, c_float),
-        tokens=y.numel() // rows,
+        tokens=tokens,
         ldx=columns,
         ldy=rows,
         activation=ACTIVATIONS[activation],
     )
-    found.run(product, torch.get_num_threads())
+    found.run(product, threads)
     return y

@@ -106,3 +106,9 @@ int32_t dsee_run(const dsee_product *d, const char *name, int32_t threads) {
     dsee_parallel(rows * all.columns, threads, one, &all);
     return all.failed ? 2 : 0;
 }
+
+int32_t dsee_linear(const dsee_matrix *w, const float *bias, const float *x, float *y, int64_t tokens,
+                    int32_t activation, const char *path, int32_t threads) {
+    dsee_product product = {w, NULL, NULL, bias, x, y, tokens, w->columns, w->rows, activation};
+    return dsee_run(&product, path, threads);
+}
