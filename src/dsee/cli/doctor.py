@@ -78,6 +78,7 @@ def text(found: dict[str, Any]) -> str:
         lines.append(f"sparse kernels: {kernels['in_use']} (this machine runs {others}); {found['threads']} thread(s)")
     else:
         lines.append(f"sparse kernels: none, {kernels['why_not']}. Sparse models run densely here.")
-        lines.append("  Install a C compiler (Debian: gcc libc6-dev) and install dsee again to have them.")
+        if "not compiled" in kernels["why_not"]:
+            lines.append("  Install a C compiler (Debian: gcc libc6-dev) and install dsee again to have them.")
     lines.append("GPUs: " + (", ".join(found["gpus"]) or "none"))
     return "\n".join(lines)

@@ -149,7 +149,7 @@ def _found() -> tuple[Library | None, str]:
         return None, f"they are switched off by {VARIABLE}=off"
     file = Path(__file__).parent / LIBRARY
     if not file.is_file():
-        return None, "they were not compiled when dsee was installed: there was no C compiler"
+        return None, "they were not compiled when dsee was installed, for want of a working C compiler"
     try:
         return Library(file, wanted), ""
     except OSError as error:

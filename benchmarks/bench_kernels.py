@@ -1,8 +1,8 @@
 """Sparse kernels against dense products: per layer and per whole model, in the same run, one thread, CPU seconds.
 
-    python benchmarks/kernels.py                    # layers and models
-    python benchmarks/kernels.py layers             # one part: layers, models, threads
-    python benchmarks/kernels.py models --onnx      # with ONNX Runtime fp32 and int8 beside them (needs the onnx extra)
+    python benchmarks/bench_kernels.py                    # layers and models
+    python benchmarks/bench_kernels.py layers             # one part: layers, models, threads
+    python benchmarks/bench_kernels.py models --onnx      # with ONNX Runtime fp32 and int8 beside them (the onnx extra)
 
 Weights are random, zeros in blocks of four outputs or single. Ratios are dense PyTorch fp32 over the variant, medians
 of interleaved rounds. GFLOP/s count the multiply-adds that are done; the peak is what a loop of independent fused
@@ -46,8 +46,9 @@ float peak(long rounds) {
     for (int i = 0; i < LANES; i++) a[i] = 1.0f + 1e-7f * i, b[i] = 1e-9f * i;
     for (int k = 0; k < 12; k++) s[k] = a;
     for (long i = 0; i < rounds; i++) {
-        for (int k = 0; k < 12; k++) s[k] = s[k] * a + b;
-        __asm__ volatile("" ::: "memory");
+        s[0] = s[0] * a + b, s[1] = s[1] * a + b, s[2] = s[2] * a + b, s[3] = s[3] * a + b;
+        s[4] = s[4] * a + b, s[5] = s[5] * a + b, s[6] = s[6] * a + b, s[7] = s[7] * a + b;
+        s[8] = s[8] * a + b, s[9] = s[9] * a + b, s[10] = s[10] * a + b, s[11] = s[11] * a + b;
     }
     float sum = 0;
     for (int k = 0; k < 12; k++) sum += s[k][0];
