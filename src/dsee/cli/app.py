@@ -10,6 +10,7 @@ import typer
 
 from dsee._version import __version__
 from dsee.cli.demo import demo
+from dsee.cli.doctor import doctor
 from dsee.cli.inspect import inspect
 from dsee.cli.predict import predict
 from dsee.cli.run import run
@@ -46,6 +47,7 @@ app.command(epilog="Example: dsee run recipe.yaml")(run)
 app.command(epilog="Example: dsee demo --output demo")(demo)
 app.command(epilog='Example: dsee predict demo/onnx-int8 "a quietly moving film"')(predict)
 app.command(epilog="Example: dsee inspect demo/model")(inspect)
+app.command(epilog="Example: dsee doctor")(doctor)
 
 
 def main() -> None:
