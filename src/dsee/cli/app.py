@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dsee._version import __version__
+from dsee.cli.bench import bench
 from dsee.cli.demo import demo
 from dsee.cli.inspect import inspect
 from dsee.cli.predict import predict
@@ -46,6 +47,7 @@ app.command(epilog="Example: dsee run recipe.yaml")(run)
 app.command(epilog="Example: dsee demo --output demo")(demo)
 app.command(epilog='Example: dsee predict demo/onnx-int8 "a quietly moving film"')(predict)
 app.command(epilog="Example: dsee inspect demo/model")(inspect)
+app.command(epilog="Example: dsee bench demo/onnx-int8 --against demo/model --plot bench.png")(bench)
 
 
 def main() -> None:

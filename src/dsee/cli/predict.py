@@ -84,33 +84,11 @@ def _softmax(logits: Any) -> Any:
 
 def _model(folder: Path) -> tuple[list[str], Callable[[list[str]], Any]]:
     """Labels and a function from sentences to logits."""
-    from dsee.artifact.manifest import read_manifest
+    from dsee.runtime.opened import is_onnx, open_model
 
-    if read_manifest(folder).kind == "onnx":
-        from dsee.runtime.onnx_model import OnnxModel
+    if not is_onnx(folder):
+        from dsee.cli.terminal import quiet_libraries
 
-        onnx_model = OnnxModel(folder)
-        return onnx_model.labels, onnx_model.logits
-    from dsee.cli.terminal import quiet_libraries
-
-    quiet_libraries()
-    import torch
-    from transformers import AutoTokenizer
-
-    from dsee.artifact.load import load
-    from dsee.registration import register
-
-    register()
-    model = load(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} holds no tokenizer: save with dsee.save(..., tokenizer=tokenizer).") from error
-    names = model.config.id2label
-
-    def logits(texts: list[str]) -> Any:
-        encoded = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            return model(**encoded).logits.float().numpy()
-
-    return [str(names[i]) for i in sorted(names)], logits
+        quiet_libraries()
+    model = open_model(folder)
+    return model.labels, model.logits

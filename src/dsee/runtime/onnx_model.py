@@ -25,6 +25,7 @@ class OnnxModel:
 
     Attributes:
         labels: class names by index.
+        precision: "fp32" or "int8".
     """
 
     def __init__(self, folder: str | Path, *, threads: int = 1) -> None:
@@ -69,6 +70,7 @@ class OnnxModel:
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{self.folder / LABELS} does not describe the labels ({error!r}).") from error
         self._tokenizer: Any = None
+        self.precision = str(manifest.facts.get("precision", "fp32"))
 
     def sample(self, batch: int, sequence: int) -> Inputs:
         """Return random token ids and a full mask, (batch, sequence) each.

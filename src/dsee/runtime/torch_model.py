@@ -1,0 +1,117 @@
+"""Running a saved folder with torch, behind the same methods as :class:`dsee.runtime.OnnxModel`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dsee.architectures._registry import plain_model
+from dsee.artifact.load import load
+from dsee.artifact.manifest import NAME
+from dsee.errors import InputError
+from dsee.measure.sample import longest_input, sample_inputs
+from dsee.runtime.merged import load_merged
+from dsee.runtime.plain import load_plain
+
+
+class TorchModel:
+    """A folder that :func:`dsee.save` or transformers wrote.
+
+    Attributes:
+        model: the model, in eval mode.
+        labels: class names by index.
+        generates: whether it writes text instead of choosing a label.
+    """
+
+    def __init__(self, folder: str | Path, *, merged: bool = False) -> None:
+        """Check and load the folder.
+
+        Args:
+            folder: an artifact, or a plain transformers folder with safetensors.
+            merged: merge an update that lies beside its base, as one would to deploy it.
+
+        Raises:
+            ArtifactError: the folder is damaged, or holds no model.
+            InputError: it holds something else than a model that reads tokens.
+        """
+        self.folder = Path(folder)
+        own = (self.folder / NAME).is_file()
+        self.model: Any = (load_merged if merged else load)(self.folder) if own else load_plain(self.folder)
+        inner = plain_model(self.model)
+        reads = getattr(inner, "main_input_name", "input_ids")
+        if reads != "input_ids":
+            raise InputError(
+                f"{folder} holds a {type(inner).__name__}, which reads {reads}; dsee runs models that read tokens "
+                "(input_ids)."
+            )
+        names = getattr(inner.config, "id2label", None) or {}
+        self.labels = [str(names[index]) for index in sorted(names)]
+        self.generates = bool(inner.can_generate())
+        self._tokenizer: Any = None
+
+    @property
+    def precision(self) -> str:
+        """The dtype of the weights, "float32" for example."""
+        kinds = {str(p.dtype).removeprefix("torch.") for p in self.model.parameters() if p.is_floating_point()}
+        return "+".join(sorted(kinds))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The folder's tokenizer.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"{self.folder} holds no tokenizer: save with dsee.save(..., tokenizer=tokenizer)."
+                ) from error
+        return self._tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens: the shorter limit of model and tokenizer."""
+        return min(longest_input(self.model), int(self.tokenizer.model_max_length))
+
+    def sample(self, batch: int, sequence: int) -> dict[str, torch.Tensor]:
+        """Return random token ids and a full mask, (batch, sequence) each.
+
+        Args:
+            batch: sentences.
+            sequence: tokens per sentence.
+
+        Raises:
+            InputError: the sequence is longer than the model's positions.
+        """
+        return sample_inputs(self.model, batch, sequence)
+
+    def run(self, inputs: dict[str, torch.Tensor]) -> Any:
+        """Return what the model returns.
+
+        Args:
+            inputs: as :meth:`sample` or a tokenizer makes them.
+        """
+        with torch.inference_mode():
+            return self.model(**inputs)
+
+    def logits(self, texts: list[str], pairs: list[str] | None = None) -> NDArray[np.float32]:
+        """Return logits for sentences, (texts, labels).
+
+        Args:
+            texts: the sentences; what is longer than the model can take is cut off.
+            pairs: second sentences, if the task has pairs.
+        """
+        encoded = self.tokenizer(
+            texts, pairs, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        found: NDArray[np.float32] = self.run(encoded.to(self.model.device)).logits.float().cpu().numpy()
+        return found
