@@ -49,7 +49,7 @@ def dense(shape: str) -> torch.nn.Module:
 
 
 def build(shape: str, root: Path) -> tuple[dict[str, Path], dict[str, int]]:
-    """One folder per cut and runtime, the dense PyTorch one first, and each cut's FLOPs of the encoder at 128 tokens."""
+    """One folder per cut and runtime, the dense PyTorch one first; FLOPs of each cut's encoder at 128 tokens."""
     folders, operations = {}, {}
     for cut, amounts in CUTS.items():
         model = dense(shape)
@@ -60,12 +60,14 @@ def build(shape: str, root: Path) -> tuple[dict[str, Path], dict[str, int]]:
         operations[cut] = dsee.flops(model, 1, 128).encoder
         for runtime, quantize in RUNTIMES.items():
             folder = root / shape / cut / runtime
+            folders[f"{cut}, {runtime}"] = folder
+            if folder.exists():
+                continue
             if runtime == "PyTorch":
                 dsee.save(model, folder)
             else:
                 # random weights have logits of no meaning; the time is theirs all the same
                 dsee.export_onnx(model, folder, quantize=quantize, tolerance=10.0 if quantize else None)
-            folders[f"{cut}, {runtime}"] = folder
         print(f"{shape}: built {cut}", flush=True)
     return folders, operations
 
@@ -119,14 +121,23 @@ def main() -> None:
     parser.add_argument("--inputs", nargs="+", default=["1x32", "1x128", "8x128"], help="sentences x tokens")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--memory", action="store_true", help="peak memory too, in a process for each folder")
+    parser.add_argument("--folders", type=Path, help="keep the models here, and take those that are there already")
+    parser.add_argument("--build", action="store_true", help="build the models and stop")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     given = parser.parse_args()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     figures: dict[str, Any] = {"hardware": hardware(), "threads": 1}
     for shape in given.shapes:
-        with tempfile.TemporaryDirectory(prefix="dsee-bench-") as root:
-            figures[shape] = measure(shape, Path(root), given)
+        with tempfile.TemporaryDirectory(prefix="dsee-bench-") as scratch:
+            root = given.folders or Path(scratch)
+            if given.build:
+                build(shape, root)
+                continue
+            figures[shape] = measure(shape, root, given)
         show(shape, figures[shape])
+    if given.build:
+        return
     keep("structured", figures)
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
