@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dsee.artifact.manifest import NAME
 from dsee.errors import InputError
 from dsee.measure.sample import longest_input, sample_inputs
 from dsee.runtime.merged import load_merged
+from dsee.runtime.onnx_model import until_end
 from dsee.runtime.plain import load_plain
 
 
@@ -52,6 +54,8 @@ class TorchModel:
         self.labels = [str(names[index]) for index in sorted(names)]
         self.generates = bool(inner.can_generate())
         self._tokenizer: Any = None
+        self._counter: Any = None
+        self._prompter: Any = None
 
     @property
     def precision(self) -> str:
@@ -115,3 +119,59 @@ class TorchModel:
         )
         found: NDArray[np.float32] = self.run(encoded.to(self.model.device)).logits.float().cpu().numpy()
         return found
+
+    def count_tokens(self, texts: list[str], pairs: list[str | None] | None = None) -> list[int]:
+        """Return how many tokens each text has, special ones included, before anything is cut off.
+
+        Args:
+            texts: the texts.
+            pairs: second sentences, None where there is none.
+        """
+        if self._counter is None:
+            # a tokenizer remembers how it was asked to cut and pad, so two threads must not share one
+            self._counter = copy.deepcopy(self.tokenizer)
+        rows = zip(texts, pairs or [None] * len(texts), strict=True)
+        return [len(self._counter(text, pair, verbose=False)["input_ids"]) for text, pair in rows]
+
+    @property
+    def end_tokens(self) -> set[int]:
+        """Tokens that end a text."""
+        ends = plain_model(self.model).generation_config.eos_token_id
+        return set() if ends is None else set(ends) if isinstance(ends, list) else {int(ends)}
+
+    def generate(self, prompts: list[str], max_new_tokens: int) -> list[list[int]]:
+        """Go on from prompts, always with the likeliest token.
+
+        Args:
+            prompts: the prompts.
+            max_new_tokens: most new tokens for each.
+
+        Returns:
+            The new tokens of each prompt, up to and with the one that ends the text.
+        """
+        if self._prompter is None:
+            self._prompter = copy.deepcopy(self.tokenizer)
+            # a decoder goes on where the prompt ends, so what is filled up stands before it
+            self._prompter.padding_side = "left"
+            if self._prompter.pad_token is None:
+                self._prompter.pad_token = self._prompter.eos_token or self._prompter.unk_token
+        encoded = self._prompter(prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
+        inner = plain_model(self.model)
+        with torch.inference_mode():
+            found = self.model.generate(
+                **encoded.to(self.model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=self._prompter.pad_token_id,
+            )
+        start = 1 if inner.config.is_encoder_decoder else encoded["input_ids"].shape[1]
+        return [until_end(row[start:].tolist(), self.end_tokens) for row in found]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of tokens, special ones left out.
+
+        Args:
+            tokens: token ids.
+        """
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
