@@ -118,7 +118,7 @@ def show(shape: str, figures: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--inputs", nargs="+", default=["1x32", "1x128", "8x128"], help="sentences x tokens")
+    parser.add_argument("--inputs", nargs="+", default=["1x32", "1x128", "8x32"], help="sentences x tokens")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--memory", action="store_true", help="peak memory too, in a process for each folder")
     parser.add_argument("--folders", type=Path, help="keep the models here, and take those that are there already")

@@ -15,8 +15,8 @@ from dsee.artifact.load import load
 from dsee.artifact.manifest import NAME
 from dsee.errors import InputError
 from dsee.measure.sample import longest_input, sample_inputs
+from dsee.runtime.generation import until_end
 from dsee.runtime.merged import load_merged
-from dsee.runtime.onnx_model import until_end
 from dsee.runtime.plain import load_plain
 
 

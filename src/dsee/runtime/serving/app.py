@@ -164,7 +164,8 @@ class Service:
                 new = " with the new ones" if self.engine.task == "generate" else ""
                 hint = "." if new else ', or send "truncate": true.'
                 raise HTTPException(
-                    413, f"{name}[{number}] has {length} tokens{new}; this model takes {self.engine.limit}. Shorten it"
+                    413,
+                    f"{name}[{number}] has {length} tokens{new}; this model takes {self.engine.limit}. Shorten it"
                     + hint,
                 )
 

@@ -149,7 +149,7 @@ class Batcher(Generic[Item, Answer]):
         start = loop.time()
         try:
             answers = await loop.run_in_executor(self._thread, self._worked, [entry.item for entry in batch])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - goes to whoever waits for the answer
             if len(batch) > 1:
                 # one bad item must not take the others with it
                 for entry in batch:

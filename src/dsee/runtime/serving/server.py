@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,16 +43,31 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def make_server(
-    folder: Path, limits: Limits | None = None, *, host: str = "127.0.0.1", port: int = 8000, threads: int = 1
-) -> Any:
-    """Open a model and return a uvicorn server for it, ready to ``run()``.
+def open_socket(host: str, port: int) -> socket.socket:
+    """Listen on a port.
+
+    Args:
+        host: a name or an address.
+        port: the port; 0 takes a free one.
+
+    Raises:
+        InputError: the port is taken, or the address is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise InputError(
+            f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --host or --port."
+        ) from error
+
+
+def make_server(folder: Path, limits: Limits | None = None, *, threads: int = 1) -> Any:
+    """Open a model and return a uvicorn server for it; ``run(sockets=[open_socket(...)])`` starts it.
 
     Args:
         folder: an artifact, an ONNX folder or a plain transformers folder.
         limits: what to take on.
-        host: address to listen on; by default only this machine gets through.
-        port: port to listen on; 0 takes a free one.
         threads: threads for the model.
 
     Raises:
@@ -73,11 +89,9 @@ def make_server(
     engine = Engine(open_model(folder, threads=threads), threads=threads)
     settings = uvicorn.Config(
         application(engine, limits),
-        host=host,
-        port=port,
         log_level="warning",
         access_log=False,
-        # a request holds at least one text, and its body in memory: more than this can only wait in vain
+        # a request brings one text at least, and its body stays in memory: more than this could only wait in vain
         limit_concurrency=limits.max_queue + 64,
         timeout_graceful_shutdown=GRACE,
     )
