@@ -19,6 +19,12 @@ from dsee.runtime.generation import until_end
 from dsee.runtime.merged import load_merged
 from dsee.runtime.plain import load_plain
 
+#: One of them is there, whatever the tokenizer.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"),
+    *("tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model"),
+)
+
 
 class TorchModel:
     """A folder that :func:`dsee.save` or transformers wrote.
@@ -73,12 +79,14 @@ class TorchModel:
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
+            missing = f"{self.folder} holds no tokenizer: save with dsee.save(..., tokenizer=tokenizer)."
+            # without any file, transformers makes a tokenizer of the model's family that knows no word
+            if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
+                raise InputError(missing)
             try:
                 self._tokenizer = AutoTokenizer.from_pretrained(self.folder)
             except (OSError, ValueError) as error:
-                raise InputError(
-                    f"{self.folder} holds no tokenizer: save with dsee.save(..., tokenizer=tokenizer)."
-                ) from error
+                raise InputError(missing) from error
         return self._tokenizer
 
     @property

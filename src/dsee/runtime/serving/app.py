@@ -12,7 +12,8 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from dsee._version import __version__
@@ -47,6 +48,18 @@ class Limits:
     max_body: int = 1_000_000
 
 
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # JSON can write half of a pair, which no tokenizer takes
+        raise PydanticCustomError("surrogate", "Input should be valid Unicode, without lone surrogates") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+
+
 class Strict(BaseModel):
     """A request body; unknown fields are errors, so that a misspelt one shows."""
 
@@ -62,8 +75,8 @@ class ClassifyBody(Strict):
         truncate: cut a long text off instead of refusing it.
     """
 
-    texts: Annotated[list[str], Field(min_length=1)]
-    pairs: list[str] | None = None
+    texts: Annotated[list[Text], Field(min_length=1)]
+    pairs: list[Text] | None = None
     truncate: bool = False
 
 
@@ -75,7 +88,7 @@ class GenerateBody(Strict):
         max_new_tokens: most new tokens for each.
     """
 
-    prompts: Annotated[list[str], Field(min_length=1)]
+    prompts: Annotated[list[Text], Field(min_length=1)]
     max_new_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] = NEW_TOKENS
 
 
@@ -208,7 +221,7 @@ def application(engine: Engine, limits: Limits) -> Any:
         service.require("classify")
         if body.pairs is not None and len(body.pairs) != len(body.texts):
             raise HTTPException(422, f"pairs: {len(body.pairs)} for {len(body.texts)} texts; each text needs one.")
-        pairs = body.pairs or [None] * len(body.texts)
+        pairs: list[Any] = body.pairs or [None] * len(body.texts)
         items = [Question(text, pair) for text, pair in zip(body.texts, pairs, strict=True)]
         return {"answers": [asdict(each) for each in await service.answer(items, "texts", body.truncate)]}
 
@@ -231,6 +244,8 @@ async def _unusable(_: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return _error(400, f"The body is not valid JSON ({first['ctx']['error']}).")
+    if first["type"] in ("model_attributes_type", "dict_type"):
+        return _error(422, "The body has to be a JSON object, sent with Content-Type: application/json.")
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
     return _error(422, f"{where}: {first['msg']}.")
 
