@@ -35,7 +35,11 @@ class Client:
             answer = connection.getresponse()
             text = answer.read().decode()
             kind = answer.headers.get("content-type", "")
-            return answer.status, json.loads(text) if "json" in kind else text, {k.lower(): v for k, v in answer.headers.items()}
+            return (
+                answer.status,
+                json.loads(text) if "json" in kind else text,
+                {k.lower(): v for k, v in answer.headers.items()},
+            )
         finally:
             connection.close()
 

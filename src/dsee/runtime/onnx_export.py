@@ -40,12 +40,13 @@ def export_onnx(
     max_length: int | None = None,
     tolerance: float | None = None,
 ) -> Path:
-    """Export a merged encoder with free batch size and length.
+    """Export a merged model with free batch size and lengths: an encoder, a decoder, or both.
 
     The folder holds ``model.onnx``, ``tokenizer.json``, ``labels.json``, a manifest and a card whose code runs.
 
     Args:
-        model: a transformers encoder with logits; merge a PeftModel first.
+        model: a transformers model with logits; merge a PeftModel first. One that writes text gets no cache: each
+            step reads everything again.
         folder: where to; written whole or not at all.
         tokenizer: a fast tokenizer, stored with truncation and padding switched on.
         quantize: "int8" for dynamic quantisation, per channel and with reduced range (full range saturates on AVX2).
@@ -81,12 +82,14 @@ def export_onnx(
             _write_tokenizer(tokenizer, writing / TOKENIZER, limit)
         labels = _labels(model)
         described = {"labels": labels, "vocab_size": int(model.config.vocab_size), "max_length": limit}
-        described |= {"generation": generation} if (generation := _generation(model)) else {}
+        generation = _generation(model)
+        described |= {"generation": generation} if generation else {}
         (writing / LABELS).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         allowed = tolerance if tolerance is not None else 0.5 if quantize else 1e-4
         error = check_parity(model, writing / MODEL, limit, allowed)
         facts = {"precision": quantize or "fp32", "opset": OPSET, "logit_error": error, "max_length": limit}
-        text = card(type(model).__name__, facts, labels, _inputs(model, tokenizer), tokenizer is not None)
+        names = _inputs(model, tokenizer)
+        text = card(type(model).__name__, facts, labels, names, tokenizer is not None, generation or None)
         (writing / "README.md").write_text(text, encoding="utf-8")
         structure = getattr(model.config, "dsee_structure", None)
         write_manifest(writing, Manifest(kind="onnx", history=history(model), structure=structure, facts=facts))
