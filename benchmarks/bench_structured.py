@@ -115,6 +115,38 @@ def show(shape: str, figures: dict[str, Any]) -> None:
         )
 
 
+def table(figures: dict[str, Any]) -> str:
+    """Markdown: a line for each shape, cut and input; goals in bold where they are missed."""
+    lines = []
+    for shape in (name for name in SHAPES if name in figures):
+        rows = figures[shape]["rows"]
+        cell = {(row["input"], row["cut"], row["runtime"]): row for row in rows}
+        lines += [f"\n### {shape}\n", f"| removed | input | FLOPs | {' | '.join(RUNTIMES)} |", "| --- " * 6 + "|"]
+        for cut in CUTS:
+            for size in dict.fromkeys(row["input"] for row in rows):
+                found = [cell[size, cut, runtime] for runtime in RUNTIMES]
+                lines.append(f"| {cut} | {size} | {found[0]['flop_ratio']:.2f}x | {' | '.join(map(speed_up, found))} |")
+    return "\n".join(lines) + "\n"
+
+
+def speed_up(row: dict[str, Any]) -> str:
+    low, high = row["quartiles"]
+    text = f"{row['speed_up']:.2f}x ({low:.2f} to {high:.2f})"
+    if row["goal"] is None:
+        return text
+    return (
+        f"{text}, goal {row['goal']}x" if row["speed_up"] >= row["goal"] else f"**{text}, goal {row['goal']}x missed**"
+    )
+
+
+def write_table(source: Path, page: Path) -> None:
+    begin, end = "<!-- tables -->\n", "<!-- end of tables -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    made = table(json.loads(source.read_text(encoding="utf-8")))
+    page.write_text(f"{before}{begin}{made}\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
@@ -124,7 +156,11 @@ def main() -> None:
     parser.add_argument("--folders", type=Path, help="keep the models here, and take those that are there already")
     parser.add_argument("--build", action="store_true", help="build the models and stop")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--into", type=Path, help="put the figures of --json into this page, and measure nothing")
     given = parser.parse_args()
+    if given.into:
+        write_table(given.json, given.into)
+        return
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     figures: dict[str, Any] = {"hardware": hardware(), "threads": 1}
