@@ -20,7 +20,7 @@ from dsee.pruning.gates import gate_parameters, set_gates
 from dsee.steps import restore
 
 
-def load(folder: str | Path, *, trainable: bool = False, **kwargs: Any) -> Any:
+def load(folder: str | Path, *, trainable: bool = False, optimize: bool = False, **kwargs: Any) -> Any:
     """Load an artifact that :func:`dsee.save` wrote; its logits are those of the model that was saved.
 
     Every file is checked against the manifest first.
@@ -28,6 +28,8 @@ def load(folder: str | Path, *, trainable: bool = False, **kwargs: Any) -> Any:
     Args:
         folder: the artifact.
         trainable: for a base with an update beside it, whether tuning goes on.
+        optimize: call :func:`dsee.optimize` on the model, with a sentence of 128 tokens; call it yourself with a batch
+            like yours for the choice that suits it.
         **kwargs: passed on to ``from_pretrained`` (``dtype``, ``device_map``, ``attn_implementation``, ...).
 
     Returns:
@@ -66,6 +68,11 @@ def load(folder: str | Path, *, trainable: bool = False, **kwargs: Any) -> Any:
         ) from error
     restore(model, manifest.history)
     model.eval()
+    if optimize:
+        # both rooms are on one floor, and a file that is only loaded needs no timing
+        from dsee.runtime.optimize import optimize as run_fastest
+
+        run_fastest(model)
     return model
 
 
