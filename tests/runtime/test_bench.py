@@ -128,6 +128,30 @@ def test_an_update_beside_its_base_is_merged_first(folders, monkeypatch):
     assert [type(each.model).__name__ for each in opened] == ["BertForSequenceClassification"] * 2
 
 
+def test_masked_models_run_on_the_kernels_when_asked_and_are_put_back(folders, tmp_path, monkeypatch):
+    model = tiny_bert()
+    dsee.prune(model, dsee.Blocks(0.7, score="weight"))
+    two = {"masked": dsee.save(model, tmp_path / "masked"), "onnx": folders["onnx"]}
+    asked, undone = [], []
+
+    class Chosen:
+        summary = "all of them"
+
+        def undo(self):
+            undone.append(asked[-1])
+
+    def optimize(model, sample):
+        asked.append(tuple(sample["input_ids"].shape))
+        return Chosen()
+
+    monkeypatch.setattr(room, "optimize", optimize)
+    plain = bench(two, shapes=[(1, 4)], runs=1, warmup=0, memory=False)
+    assert (plain.shapes[0].kernels, asked) == ({}, [])
+    found = bench(two, shapes=[(1, 4), (2, 8)], runs=1, warmup=0, memory=False, kernels=True)
+    assert [timed.kernels for timed in found.shapes] == [{"masked": "all of them"}] * 2
+    assert asked == undone == [(1, 4), (2, 8)]
+
+
 def test_threads_are_for_all(folders, monkeypatch):
     inside = []
     monkeypatch.setattr(torch.nn.Embedding, "forward", noting(torch.nn.Embedding.forward, inside))

@@ -34,6 +34,9 @@ def bench(
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Measure peak memory, in a fresh process for each model.")
     ] = True,
+    optimize: Annotated[
+        bool, typer.Option("--optimize", help="Put masked models on sparse kernels first, where that is faster.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures to a file; - is standard output.")
     ] = None,
@@ -70,6 +73,7 @@ def bench(
             warmup=warmup,
             threads=threads,
             memory=memory,
+            kernels=optimize,
             progress=bar.advance,
         )
     if plot:

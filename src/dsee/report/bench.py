@@ -52,7 +52,7 @@ def bench_sentences(found: Bench, timed: Timed) -> list[str]:
         if judged.memory and other.memory:
             line += f" and {_share(judged.memory.model, other.memory.model)} of its memory"
         lines.append(line)
-    return lines
+    return [*lines, *(f"{name}: {summary}" for name, summary in timed.kernels.items())]
 
 
 def bench_data(found: Bench) -> dict[str, Any]:
@@ -88,6 +88,7 @@ def bench_data(found: Bench) -> dict[str, Any]:
                     for name, times in timed.times.items()
                 },
                 "speedups": {name: asdict(ratio) for name, ratio in timed.speedups.items()},
+                "kernels": timed.kernels,
             }
             for timed in found.shapes
         ],

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from dsee.errors import DseeError, InputError
+from dsee.masks import masked_linears
 from dsee.measure.latency import Latency, Rounds, rounds
+from dsee.modes import torch_threads
 from dsee.runtime.memory import PeakMemory, peak_memory
 from dsee.runtime.opened import is_onnx, open_model, weight_bytes
+from dsee.runtime.optimize import Choices, optimize
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class Timed:
         sequence: tokens per sentence.
         times: name -> latency.
         speedups: name of every folder but the first -> how many times faster the first one is.
+        kernels: name -> what :func:`dsee.optimize` chose for this shape, where it was asked.
     """
 
     batch: int
     sequence: int
     times: dict[str, Latency]
     speedups: dict[str, Ratio]
+    kernels: dict[str, str]
 
     def throughput(self, name: str) -> float:
         """Sentences a second, at the median latency.
@@ -102,6 +107,7 @@ def bench(
     warmup: int = 3,
     threads: int = 1,
     memory: bool = True,
+    kernels: bool = False,
     progress: Callable[[], None] | None = None,
 ) -> Bench:
     """Measure folders against the first of them.
@@ -116,6 +122,7 @@ def bench(
         warmup: rounds before.
         threads: threads for each.
         memory: measure peak memory too, which takes a fresh process for each folder.
+        kernels: let :func:`dsee.optimize` put masked models on sparse kernels, for each shape anew.
         progress: called after each round and each process.
 
     Returns:
@@ -130,7 +137,8 @@ def bench(
     if not shapes:
         raise InputError("bench: give at least one shape, batch and sequence.")
     clock = "cpu" if threads == 1 else "wall"
-    timed, precisions = _timed(folders, shapes, clock, runs=runs, warmup=warmup, threads=threads, progress=progress)
+    how = {"runs": runs, "warmup": warmup, "progress": progress}
+    timed, precisions = _timed(folders, shapes, clock, threads=threads, kernels=kernels, **how)
     contenders = {}
     for name, folder in folders.items():
         peak = peak_memory(folder, batch=shapes[0][0], sequence=shapes[0][1]) if memory else None
@@ -142,17 +150,30 @@ def bench(
 
 
 def _timed(
-    folders: dict[str, Path], shapes: list[tuple[int, int]], clock: str, *, threads: int, **how: Any
+    folders: dict[str, Path], shapes: list[tuple[int, int]], clock: str, *, threads: int, kernels: bool, **how: Any
 ) -> tuple[list[Timed], dict[str, str]]:
     """Times of every shape, and each folder's precision; the models are gone when it returns, for small machines."""
     models = {name: open_model(folder, threads=threads, merged=True) for name, folder in folders.items()}
     calls = [{name: _call(model, shape) for name, model in models.items()} for shape in shapes]
     timed = []
-    for (batch, sequence), variants in zip(shapes, calls, strict=True):
+    for shape, variants in zip(shapes, calls, strict=True):
+        with torch_threads(threads):
+            chosen = {name: _optimized(model, shape) for name, model in models.items() if kernels and _masked(model)}
         found = rounds(variants, threads=threads, **how)
         times = {name: found.latency(name) for name in folders}
-        timed.append(Timed(batch, sequence, times, _speedups(found, clock)))
+        summaries = {name: choices.summary for name, choices in chosen.items()}
+        timed.append(Timed(*shape, times, _speedups(found, clock), summaries))
+        for choices in chosen.values():
+            choices.undo()
     return timed, {name: model.precision for name, model in models.items()}
+
+
+def _masked(model: Any) -> bool:
+    return hasattr(model, "model") and bool(masked_linears(model.model))
+
+
+def _optimized(model: Any, shape: tuple[int, int]) -> Choices:
+    return optimize(model.model, model.sample(*shape))
 
 
 def _call(model: Any, shape: tuple[int, int]) -> Callable[[], Any]:
