@@ -78,7 +78,10 @@ def export(name: str, root, quantize=(None, "int8")) -> Exported:
     saved = dsee.save(model, root / "model", tokenizer=words)
     folders = {q: dsee.export_onnx(model, root / f"onnx-{q}", tokenizer=words, quantize=q) for q in quantize}
     opened = {q: OnnxModel(folder) for q, folder in folders.items()}
-    return Exported(family, model.eval(), open_model(saved), opened[None], opened.get("int8"))
+    with_torch = open_model(saved)
+    # in a folder of some families, Qwen2's for one, transformers makes their own tokenizer out of any other's file
+    with_torch._tokenizer = words
+    return Exported(family, model.eval(), with_torch, opened[None], opened.get("int8"))
 
 
 @pytest.fixture(scope="module")
