@@ -7,10 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dsee.artifact.manifest import read_manifest
-from dsee.kernels import library, why_not
 from dsee.masks import masked_linears
 from dsee.measure import folder_bytes, interleaved
 from dsee.measure.sample import sample_inputs
@@ -63,23 +60,3 @@ def measure(setting: Setting, bar: Bar, variants: dict[str, Path]) -> dict[str, 
             results[name]["memory"] = asdict(peak_memory(folder, batch=shape.batch, sequence=shape.sequence))
         bar.advance()
     return results
-
-
-def hardware() -> dict[str, Any]:
-    """Say what the figures were measured on."""
-    import platform
-
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    found = library()
-    return {
-        "processor": name,
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "gpu": gpu,
-        "kernels": found.path if found else f"none ({why_not()})",
-    }
