@@ -7,7 +7,8 @@ damaged one could ask for more than a machine has. The files' own headers say ho
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ FREE_RANK, FREE_SPARSE = 2**10, 2**16
 #: So many take no memory to speak of, whatever the files hold.
 FREE_PARAMETERS = 2**24
 LARGEST_JSON = 64 * 2**20
+
+
+#: Fields of ``adapter_config.json`` that are regular expressions, or have such for keys.
+PATTERNS = ("target_modules", "exclude_modules")
+PATTERN_KEYS = ("rank_pattern", "alpha_pattern", "n_sparse_pattern", "fused_parts")
+#: Open-ended repetitions in one expression; beyond, matching a path may take longer than anyone waits.
+MOST_REPEATS = 5
 
 
 def guard(folder: Path, manifest: Manifest) -> None:
@@ -127,6 +135,8 @@ def stored_numbers(folder: Path) -> int:
 def _guard_adapter(folder: Path) -> None:
     path = folder / "adapter_config.json"
     content = _read(path)
+    if slow := slow_patterns(content):
+        raise ArtifactError(f"{path}: matching {slow[0][:80]!r} could take for ever. Name the modules in a list.")
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         return
@@ -142,3 +152,25 @@ def _guard_adapter(folder: Path) -> None:
         ]
         if any(isinstance(value, int) and value > most for value in flat):
             raise ArtifactError(f"{path}: {name} or its pattern asks for more than {weights} holds. Save it again.")
+
+
+def slow_patterns(content: Mapping[str, Any]) -> list[str]:
+    """Return the regular expressions of an adapter's configuration that could take for ever to match.
+
+    Python's own search backtracks: a repeated group with a repetition or a choice in it takes time that grows as a
+    power of two, and n open-ended repetitions in a row as the nth power of the path's length.
+
+    Args:
+        content: the configuration, as plain data.
+    """
+    found = [content.get(name) for name in PATTERNS]
+    for name in PATTERN_KEYS:
+        keys = content.get(name)
+        found += list(keys) if isinstance(keys, dict) else []
+    return [text for text in found if isinstance(text, str) and _is_slow(text)]
+
+
+def _is_slow(text: str) -> bool:
+    # what is escaped, or stands in a class of characters, repeats nothing
+    bare = re.sub(r"\[\^?\]?[^\]]*\]", "c", re.sub(r"\\.", "c", text))
+    return bool(re.search(r"\)[*+{]", bare)) or sum(bare.count(sign) for sign in "*+{") > MOST_REPEATS

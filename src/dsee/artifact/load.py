@@ -163,14 +163,22 @@ def _load_adapters(model: Any, folder: Path, manifest: Manifest, renamed: str | 
             f"The model has an adapter {taken[0]!r} already. Load this one under another name: "
             "dsee.load(folder, base=model, adapter='another')."
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        for name, place in places.items():
-            if isinstance(model, PeftModel):
-                model.load_adapter(str(place), adapter_name=name, is_trainable=trainable)
-            else:
-                model = PeftModel.from_pretrained(model, str(place), adapter_name=name, is_trainable=trainable)
+    for name, place in places.items():
+        model = _with_adapter(model, name, place, trainable)
     first = next(iter(places))
     if manifest.active != [first] or list(model.active_adapters) != [first]:
         model.base_model.set_adapter(manifest.active if renamed is None else [renamed], inference_mode=not trainable)
     return model
+
+
+def _with_adapter(model: Any, name: str, place: Path, trainable: bool) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(place), adapter_name=name, is_trainable=trainable)
+                return model
+            return PeftModel.from_pretrained(model, str(place), adapter_name=name, is_trainable=trainable)
+        except InputError as error:
+            # what would be the user's to change in code is the file's fault here
+            raise ArtifactError(f"{place / 'adapter_config.json'}: {error} Save the model again.") from error

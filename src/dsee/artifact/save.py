@@ -14,6 +14,7 @@ from dsee.artifact.atomic import whole_folder
 from dsee.artifact.base import write_base
 from dsee.artifact.card import card
 from dsee.artifact.fingerprint import check_separable, write_fingerprint
+from dsee.artifact.guard import slow_patterns
 from dsee.artifact.manifest import FORMAT, Kind, Manifest, owned_entries, refuse_other_kind, verify, write_manifest
 from dsee.artifact.masks import MASKS, mask_bits
 from dsee.errors import InputError
@@ -73,6 +74,8 @@ def save(
         )
     if not base:
         check_separable(model)
+    if adapted:
+        _check_patterns(model)
     _check_facts(facts)
     masks, target = mask_bits(inner), Path(folder)
     refuse_other_kind(target, ("model", "adapted") if base else ("update",))
@@ -103,6 +106,15 @@ def save(
             manifest.adapters, manifest.active = list(model.peft_config), list(model.active_adapters)
         write_manifest(writing, manifest)
     return target
+
+
+def _check_patterns(model: Any) -> None:
+    for name, config in model.peft_config.items():
+        if slow := slow_patterns(vars(config)):
+            raise InputError(
+                f"save: adapter {name!r}: matching {slow[0][:80]!r} could take for ever, so no folder with it would be "
+                "loaded. Name the modules in a list, or use fewer repetitions."
+            )
 
 
 def _check_facts(facts: dict[str, Any] | None) -> None:
