@@ -175,6 +175,21 @@ def test_shards_and_device_maps(tmp_path, name, compact):
         dsee.load(out)
 
 
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_cut_models_in_shards_are_placed_by_a_device_map(tmp_path, name, compact):
+    model = build(name)
+    dsee.prune(model, dsee.Heads(1, score="weight"), dsee.Neurons(8, score="weight"), RULES["blocks"])
+    out = dsee.save(model, tmp_path / "out", compact=compact, max_shard_size="20KB")
+    assert len(list(out.glob("*-of-*.safetensors"))) > 2
+    auto = AutoModelForSequenceClassification if name == "bert" else AutoModelForCausalLM
+    for placed in (None, "auto", {"": "cpu"}):
+        loaded = auto.from_pretrained(out, device_map=placed).eval()
+        assert type(loaded).__module__ == "dsee.artifact.auto"
+        assert torch.equal(answer(loaded, name), answer(model, name))
+    assert_same(dsee.load(out, device_map="auto"), model, name)
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_the_body_alone_and_an_empty_model_of_its_configuration(tmp_path, cut):
     model = pruned()
@@ -331,6 +346,18 @@ def test_branches_that_cannot_be_are_refused(folder, sides):
     edit_config(folder, dsee_sides=sides)
     with pytest.raises(ArtifactError, match=r"config\.json: dsee_sides"):
         dsee.load(folder)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.02])
+def test_inspect_tells_the_zeros_and_counts_what_is_written_out(tmp_path, capsys, ratio):
+    from dsee.cli.inspect import inspect
+
+    model = tiny_bert()
+    dsee.prune(model, dsee.Weights(ratio, score="weight", targets=["query"]), dsee.Weights(0.6, score="weight"))
+    inspect(dsee.save(model, tmp_path / "out", compact=True))
+    text = capsys.readouterr().out
+    assert "zeros       60.0% of 19,968 weights in 18 matrices" in text
+    assert f"parameters  {sum(p.numel() for p in model.parameters()):,}" in text
 
 
 def test_headers_alone_tell_the_shapes(saved):

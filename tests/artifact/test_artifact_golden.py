@@ -59,6 +59,14 @@ def test_this_release_has_its_golden_files():
     assert formats == set(range(1, FORMAT + 1))
 
 
+@pytest.mark.parametrize(("release", "name"), FOLDERS)
+def test_plain_transformers_knows_the_type_of_stock_folders_alone(release, name):
+    path = GOLDEN / release / name / "config.json"
+    if path.is_file():
+        own = json.loads(path.read_text())["model_type"].startswith("dsee_")
+        assert own == name.startswith(("cut", "split", "compact"))
+
+
 def test_golden_files_are_small():
     for release, name in FOLDERS:
         assert sum(path.stat().st_size for path in (GOLDEN / release / name).rglob("*") if path.is_file()) < 40_000

@@ -43,7 +43,7 @@ def folders(tmp_path_factory):
     return place, expected
 
 
-def test_it_ships_update_mask_and_fingerprint_and_no_base(tmp_path):
+def test_it_ships_update_mask_and_fingerprint_and_no_base(tmp_path, capsys):
     model = tuned(pruned_base())
     out, whole = dsee.save(model, tmp_path / "out", base=False), dsee.save(model, tmp_path / "whole")
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}

@@ -269,3 +269,20 @@ def test_merging_and_unmerging_leaves_every_bit_of_the_base(dtype):
             model.unmerge_adapter()
     assert all(torch.equal(base[name], layer.base_weight()) for name, layer in update_layers(model))
     assert torch.equal(logits(model), first)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_it_compiles_in_one_graph():
+    model = pruned()
+    expected = logits(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.equal(logits(compiled), expected)
+    gradients = []
+    for one in (model, compiled):
+        model.zero_grad()
+        one(**batch(labels=True)).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 10
+    torch.testing.assert_close(*gradients)
