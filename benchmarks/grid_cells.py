@@ -85,11 +85,15 @@ BASELINES = [(replace(cell, seed=seed), "") for seed in (1, 2) for cell in (FULL
 #: What might close the gap to full fine-tuning, one seed.
 CLOSE = [
     (FULL, ""),
-    *_variants(ALL, {"targets": "all+pooler", "lr": 4e-3}, {"dropout": 0.1}),
+    *_variants(ALL, {"targets": "all+pooler"}, {"dropout": 0.1}),
     (LORA, ""),
     *_variants(ALL, {"targets": "all+pooler", "dropout": 0.1}),
     (replace(FULL, lr=1e-4), ""),
 ]
+
+#: The best update and the baselines at full length, with two more seeds.
+BEST = replace(ALL, targets="all+pooler")
+PAIRED = [(replace(cell, seed=seed), "") for seed in (1, 2) for cell in (BEST, FULL, LORA)]
 
 #: The same quick look with every layer tuned, beside the baselines.
 QUICK_WHOLE = [
@@ -109,6 +113,7 @@ LISTS: dict[str, Listed] = {
     "tuned": TUNED,
     "explore": EXPLORE,
     "close": CLOSE,
+    "paired": PAIRED,
     "final": FINAL,
     "speed": SPEED,
     "small": SMALL,

@@ -99,7 +99,20 @@ def _recovery(task: str) -> list[PruneCell]:
     return [half, most, *taught, *growing, *[replace(c, epochs=3) for c in (most, growing[0], growing[1])]]
 
 
+def _finalists(task: str) -> list[PruneCell]:
+    """What one seed left standing, with two more; paired with the first."""
+    best = [
+        PruneCell(task, cut="25/40"),
+        PruneCell(task, cut="flops 0.5"),
+        PruneCell(task, mask="blocks", ratio=0.7),
+        PruneCell(task, mask="blocks", ratio=0.5),
+        PruneCell(task, cut="flops 0.75"),
+    ]
+    return [replace(cell, seed=seed) for seed in (1, 2) for cell in best]
+
+
 LISTS: dict[str, list[PruneCell]] = {
+    "finalists": _finalists("sst2"),
     "first": _first("sst2"),
     "recovery": _recovery("sst2"),
     **{
