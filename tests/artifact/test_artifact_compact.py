@@ -323,6 +323,16 @@ def test_tensors_that_do_not_fit_are_refused(folder, change, message):
         dsee.load(rehash(folder))
 
 
+def test_a_few_bits_that_claim_to_be_a_huge_matrix_are_not_written_out(folder):
+    tensors = load_file(folder / "compact.safetensors")
+    tensors |= {"more.weight.dsee_bits": torch.zeros(1, dtype=torch.uint8), "more.weight.dsee_values": torch.zeros(0)}
+    save_file(tensors, folder / "compact.safetensors", metadata={"format": "pt"})
+    huge = {"kind": "blocks", "shape": [2**20, 2**20], "block": [2**20, 2**20], "transposed": False, "mask": False}
+    edit_index(folder, lambda content: content["tensors"].update({"more.weight": huge}))
+    with pytest.raises(ArtifactError, match="larger than all of the model's"):
+        dsee.load(folder)
+
+
 @pytest.mark.parametrize("flag", [False, None, 0])
 def test_a_configuration_that_denies_it_is_refused(folder, flag):
     edit_config(folder, dsee_compact=flag)

@@ -133,17 +133,22 @@ def test_with_dropout_the_update_alone_sees_the_thinned_input():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_in_half_precision_a_small_update_still_learns(dtype):
-    # added to W it would round away; while tuning the products are kept apart
-    model = pruned(dtype=dtype)
+def test_in_half_precision_a_small_update_is_not_rounded_away_while_tuning(dtype):
+    model = pruned(dtype=dtype, r=1, n_sparse=0)
     layer = update_layers(model)[0][1].train()
+    signs = torch.ones(32)
+    signs[::2] = -1.0
     with torch.no_grad():
-        layer.dsee_U["default"].weight.mul_(1e-6)
-        layer.dsee_S["default"].weight.mul_(1e-6)
-    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
-    layer.get_base_layer().weight.data.mul_(0.0)
-    layer(x).float().square().sum().backward()
-    assert layer.dsee_V["default"].weight.grad.abs().max() > 0
+        set_mask(layer, torch.arange(32 * 32).view(32, 32) >= 1)
+        oriented(layer).fill_(1.0)
+        layer.get_base_layer().bias.zero_()
+        layer.dsee_U["default"].weight.fill_(1e-4 / layer.dsee_scaling["default"])
+        layer.dsee_V["default"].weight.copy_(signs)
+    # W x is zero and dW x is not, while W + dW would round to W
+    found = layer(signs[None].to(dtype))[0, 1:].float()
+    torch.testing.assert_close(found, torch.full((31,), 32e-4), rtol=0.02, atol=0)
+    with torch.no_grad():
+        assert not layer.eval()(signs[None].to(dtype))[0, 1:].any(), "as the merged one has it"
 
 
 def test_it_trains_under_autocast_as_without():
