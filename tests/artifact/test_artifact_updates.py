@@ -185,6 +185,8 @@ def test_arguments_that_do_not_go_together_are_refused(folders, tmp_path):
     place, _ = folders
     with pytest.raises(dsee.InputError, match="update without its base"):
         dsee.load(place / "mail")
+    with pytest.raises(dsee.InputError, match="'bert' is no model"):
+        dsee.load(place / "mail", base="bert")
     model = dsee.load(place / "mail", base=pruned_base())
     with pytest.raises(dsee.InputError, match="has an adapter 'default' already"):
         dsee.load(place / "news", base=model)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import nn
 
 from dsee.architectures._registry import plain_model
 from dsee.artifact.atomic import heal
@@ -84,6 +85,8 @@ def _check_kind(folder: Path, manifest: Manifest, base: Any, adapter: str | None
         )
     if manifest.kind != "update" and base is not None:
         raise InputError(f"{folder} brings its own base; base= is for what was saved with base=False. Leave it out.")
+    if base is not None and not isinstance(base, nn.Module):
+        raise InputError(f"base={base!r} is no model. Give the transformers model (or PeftModel) itself.")
     if adapter is not None and len(manifest.adapters) != 1:
         raise InputError(f"adapter={adapter!r} renames one update, and {folder} holds {len(manifest.adapters)}.")
 
