@@ -73,6 +73,20 @@ def test_half_precision_comes_back(tmp_path, dtype):
     assert dsee.load(tmp_path / "out", dtype=torch.float32).dtype == torch.float32
 
 
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("cut", [False, True])
+def test_arguments_reach_the_loader(tmp_path, compact, cut):
+    model = pruned()
+    if cut:
+        dsee.prune(model, dsee.Heads(1, score="weight"))
+    out = dsee.save(model, tmp_path / "out", compact=compact)
+    wanted = {"dtype": torch.bfloat16, "attn_implementation": "eager", "output_hidden_states": True}
+    for loaded in (dsee.load(out, **wanted), AutoModelForSequenceClassification.from_pretrained(out, **wanted)):
+        assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+        assert loaded.config._attn_implementation == "eager"
+        assert loaded(torch.tensor([[5, 6]])).hidden_states is not None
+
+
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_cut_models_and_updates_beside_their_base_come_back(tmp_path, rule):
     model = scrambled(adapted(tiny_bert()))

@@ -75,13 +75,24 @@ class CutMixin(nn.Module):
             What transformers returns.
         """
         own: Any = cls
-        if not isinstance(config, PretrainedConfig):
-            # what is left over of the arguments after this is the model's
-            config, kwargs = own.config_class.from_pretrained(config or name, return_unused_kwargs=True, **kwargs)
         parent: Any = super()
-        if not getattr(config, COMPACT, False):
+        known = config
+        if not isinstance(known, PretrainedConfig):
+            known = own.config_class.from_pretrained(config or name, **_of_hub(kwargs))
+        if not getattr(known, COMPACT, False):
             return parent.from_pretrained(name, *args, config=config, **kwargs)
-        return from_compact(own, name, args, config, kwargs)
+        if known is not config:
+            # what belongs to the configuration goes there, as transformers does it; the rest is the loader's
+            loader: dict[str, Any] = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
+            known, kwargs = own.config_class.from_pretrained(config or name, return_unused_kwargs=True, **kwargs)
+            kwargs |= loader
+        return from_compact(own, name, args, known, kwargs)
+
+
+def _of_hub(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Where to look for files, out of the arguments of ``from_pretrained``."""
+    names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+    return {name: kwargs[name] for name in names if name in kwargs}
 
 
 def from_compact(own: Any, name: Any, args: tuple[Any, ...], config: Any, kwargs: dict[str, Any]) -> Any:
@@ -97,12 +108,11 @@ def from_compact(own: Any, name: Any, args: tuple[Any, ...], config: Any, kwargs
     Returns:
         The model, of a stock class if it was not cut; or model and report, as with transformers.
     """
-    # where a file of the hub is kept, all that are asked for are
-    asked = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in kwargs}
-    folder = Path(str(cached_file(name, INDEX, **asked))).parent
+    # of a model on the hub the files are fetched, and lie in one folder then
+    folder = Path(str(cached_file(name, INDEX, **_of_hub(kwargs)))).parent
     for file in read_index(folder)[0]:
-        cached_file(name, file, **asked)
-    plain = plain_fields(config)
+        cached_file(name, file, **_of_hub(kwargs))
+    plain, attention = plain_fields(config), config._attn_implementation
     model_type = config.model_type.removeprefix(CUT_PREFIX)
     if getattr(config, STRUCTURE, None) is None and getattr(config, SIDES, None) is None:
         # to be compact is a matter of files, not of the model
@@ -110,6 +120,9 @@ def from_compact(own: Any, name: Any, args: tuple[Any, ...], config: Any, kwargs
         config = CONFIG_MAPPING[model_type](**plain)
     else:
         config = type(config)(**plain)
+    if attention is not None:
+        # asked for by the caller; files do not say it
+        config._attn_implementation = attention
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in own(config).state_dict().items()}
     state = read_state(folder, shapes)
