@@ -132,6 +132,13 @@ def test_a_cut_through_a_branch_is_refused():
         dsee.prune(merged, dsee.Heads(1, score="weight"))
 
 
+def test_gates_on_a_branch_are_refused():
+    model = adapted(tiny_bert(), target_modules=["output.dense"], support="random")
+    dsee.prune(scrambled(model), RULES["weights"])
+    with pytest.raises(dsee.ArchitectureError, match="which no gate is folded into"):
+        dsee.add_gates(dsee.merge(model, policy="split"))
+
+
 def test_its_operations_are_counted():
     merged = dsee.merge(pruned(), policy="split")
     branch = sum(sum(p.numel() for n, p in side.named_parameters() if "side" in n) for side in sides(merged).values())

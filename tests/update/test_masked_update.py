@@ -203,6 +203,14 @@ def test_the_zeros_of_a_base_that_came_with_them_become_its_masks():
     assert not merged.bert.encoder.layer[0].attention.self.query.weight[:, :16].any()
 
 
+def test_a_matrix_that_is_all_zero_is_no_mask():
+    base = tiny_bert()
+    base.bert.encoder.layer[0].attention.self.query.weight.data.zero_()
+    base.bert.encoder.layer[1].attention.self.query.weight.data[:16] = 0.0
+    layers = [layer for name, layer in update_layers(adapted(base, masked=True, support="random")) if "query" in name]
+    assert [get_mask(layer) is None for layer in layers] == [True, False, True]
+
+
 def test_its_support_lies_among_kept_weights():
     base = tiny_bert()
     dsee.prune(base, dsee.Weights(0.5, score="random"))

@@ -204,7 +204,8 @@ def hold_to_zeros(model: nn.Module, adapter_name: str) -> None:
     layers = [(name, layer) for name, layer in update_layers(model) if layer.has_update(adapter_name)]
     masks = sparse_masks(layers)
     for name, layer in layers:
-        if name in masks and get_mask(layer) is None:
+        # a matrix that is all zero was made so, not pruned
+        if name in masks and get_mask(layer) is None and bool(masks[name].any()):
             set_mask(layer, masks[name])
 
 
