@@ -190,4 +190,4 @@ def test_random_damage_with_hashes_that_agree_never_crashes_hangs_or_grabs_memor
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found) <= {"ArtifactError", "loaded"}
-    assert found["ArtifactError"] > 20
+    assert found["ArtifactError"] > 10

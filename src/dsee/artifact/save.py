@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from dsee.architectures._registry import plain_model
 from dsee.artifact.atomic import whole_folder
-from dsee.artifact.base import write_base
+from dsee.artifact.base import Written, write_base
 from dsee.artifact.card import card
 from dsee.artifact.fingerprint import check_separable, write_fingerprint
 from dsee.artifact.guard import slow_patterns
@@ -63,21 +63,9 @@ def save(
             is not a PeftModel or has trained more of its base than whole modules.
         ArtifactError: the folder could not be written; what was there before is untouched.
     """
-    inner = plain_model(model)
-    if not hasattr(inner, "save_pretrained") or not hasattr(inner, "config"):
-        raise InputError(f"save: a {type(model).__name__} is not a transformers model.")
-    adapted = inner is not model
-    # LoRA's too: a base that holds its update already would get it twice when loaded
-    if any(isinstance(module, BaseTunerLayer) and module.merged for module in inner.modules()):
-        raise InputError(
-            "save: an update is merged into the base. Use dsee.merge(model), or model.unmerge_adapter() first."
-        )
-    if not base:
-        check_separable(model)
-    if adapted:
-        _check_patterns(model)
-    _check_facts(facts)
+    inner = _check(model, facts, base=base)
     masks, target = mask_bits(inner), Path(folder)
+    adapted = inner is not model
     refuse_other_kind(target, ("model", "adapted") if base else ("update",))
     with whole_folder(target, check=verify, owned=owned_entries) as writing:
         if base:
@@ -94,18 +82,41 @@ def save(
             save_file(gates, writing / GATES)
         if tokenizer is not None:
             tokenizer.save_pretrained(writing)
-        steps = history(model)
         kind: Kind = "update" if not base else "adapted" if adapted else "model"
-        text = card(inner, kind, written.model_type, steps, written.structure)
-        (writing / "README.md").write_text(text, encoding="utf-8")
-        manifest = Manifest(kind=kind, history=steps, structure=written.structure, facts=facts or {})
-        # an older release would read over this setting, and add what is to be masked
-        held = adapted and any(getattr(config, "masked", False) for config in model.peft_config.values())
-        manifest.format = FORMAT if held else written.format
-        if adapted:
-            manifest.adapters, manifest.active = list(model.peft_config), list(model.active_adapters)
-        write_manifest(writing, manifest)
+        _describe(model, writing, kind, written, facts or {})
     return target
+
+
+def _check(model: Any, facts: dict[str, Any] | None, *, base: bool) -> Any:
+    """Refuse what would not come back; return the transformers model."""
+    inner = plain_model(model)
+    if not hasattr(inner, "save_pretrained") or not hasattr(inner, "config"):
+        raise InputError(f"save: a {type(model).__name__} is not a transformers model.")
+    # LoRA's too: a base that holds its update already would get it twice when loaded
+    if any(isinstance(module, BaseTunerLayer) and module.merged for module in inner.modules()):
+        raise InputError(
+            "save: an update is merged into the base. Use dsee.merge(model), or model.unmerge_adapter() first."
+        )
+    if not base:
+        check_separable(model)
+    if inner is not model:
+        _check_patterns(model)
+    _check_facts(facts)
+    return inner
+
+
+def _describe(model: Any, folder: Path, kind: Kind, written: Written, facts: dict[str, Any]) -> None:
+    """Write the card, and the manifest last of all."""
+    steps = history(model)
+    text = card(plain_model(model), kind, written.model_type, steps, written.structure)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    manifest = Manifest(kind=kind, format=written.format, history=steps, structure=written.structure, facts=facts)
+    if kind != "model":
+        manifest.adapters, manifest.active = list(model.peft_config), list(model.active_adapters)
+        if any(getattr(config, "masked", False) for config in model.peft_config.values()):
+            # an older release would read over this setting, and add what is to be masked
+            manifest.format = FORMAT
+    write_manifest(folder, manifest)
 
 
 def _check_patterns(model: Any) -> None:
