@@ -237,3 +237,29 @@ def copy(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished.folder, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def results(finished):
+    """The folder of a finished run."""
+    return finished.folder / "out"
+
+
+@pytest.fixture
+def dsee_command(monkeypatch, capsys):
+    """Run the command in this process; return exit code, standard output and standard error."""
+    import sys
+
+    from dsee.cli import app
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dsee", *map(str, arguments)])
+        code = 0
+        try:
+            app.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dsee.pruning.rules import Heads, Neurons
     from dsee.pruning.schedule import Gradual
     from dsee.runtime.onnx_export import export_onnx
+    from dsee.runtime.optimize import optimize
     from dsee.steps import history
     from dsee.surgery.gates import fold_gates
     from dsee.surgery.merge import merge
@@ -78,6 +79,7 @@ _HOME = {
     "latency": "dsee.measure",
     "load": "dsee.artifact.load",
     "merge": "dsee.surgery",
+    "optimize": "dsee.runtime.optimize",
     "parameter_groups": "dsee.update.groups",
     "parameters": "dsee.measure",
     "prune": "dsee.surgery",
@@ -123,6 +125,7 @@ __all__ = [
     "latency",
     "load",
     "merge",
+    "optimize",
     "parameter_groups",
     "parameters",
     "prune",

@@ -10,30 +10,6 @@ import pytest
 
 from chain import prepare
 from conftest import sentences, write_csv
-from dsee.cli import app
-
-
-@pytest.fixture
-def dsee_command(monkeypatch, capsys):
-    """Run the command in this process; return exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dsee", *map(str, arguments)])
-        code = 0
-        try:
-            app.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def results(finished):
-    return finished.folder / "out"
-
 
 TEXTS = ["good film", "the plot was dull", "a very warm scene and a actor"]
 ANSWERS = ["positive", "negative", "positive"]

@@ -28,7 +28,13 @@ from dsee.steps import history, restore
 
 
 def load(
-    folder: str | Path, *, base: Any = None, adapter: str | None = None, trainable: bool = False, **kwargs: Any
+    folder: str | Path,
+    *,
+    base: Any = None,
+    adapter: str | None = None,
+    trainable: bool = False,
+    optimize: bool = False,
+    **kwargs: Any,
 ) -> Any:
     """Load an artifact that :func:`dsee.save` wrote; its logits are those of the model that was saved.
 
@@ -40,6 +46,8 @@ def load(
             just the masks still to come, which are then put on it. A PeftModel takes the update as one more.
         adapter: another name for the update, where the folder holds one.
         trainable: for a base with an update beside it, whether tuning goes on.
+        optimize: call :func:`dsee.optimize` on the model, with a sentence of 128 tokens; call it yourself with a batch
+            like yours for the choice that suits it.
         **kwargs: passed on to ``from_pretrained`` (``dtype``, ``device_map``, ``attn_implementation``, ...).
 
     Returns:
@@ -68,6 +76,11 @@ def load(
     if base is None or not history(model):
         restore(model, manifest.history)
     model.eval()
+    if optimize:
+        # both rooms are on one floor, and a file that is only loaded needs no timing
+        from dsee.runtime.optimize import optimize as run_fastest
+
+        run_fastest(model)
     return model
 
 

@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 
 from dsee._version import __version__
+from dsee.cli.bench import bench
 from dsee.cli.demo import demo
+from dsee.cli.doctor import doctor
 from dsee.cli.inspect import inspect
 from dsee.cli.predict import predict
 from dsee.cli.run import run
+from dsee.cli.serve import serve
 from dsee.errors import DseeError, StoppedError
 
 app = typer.Typer(
@@ -46,6 +49,9 @@ app.command(epilog="Example: dsee run recipe.yaml")(run)
 app.command(epilog="Example: dsee demo --output demo")(demo)
 app.command(epilog='Example: dsee predict demo/onnx-int8 "a quietly moving film"')(predict)
 app.command(epilog="Example: dsee inspect demo/model")(inspect)
+app.command(epilog="Example: dsee bench demo/onnx-int8 --against demo/model --plot bench.png")(bench)
+app.command(epilog="Example: dsee serve demo/onnx-int8 --port 8000")(serve)
+app.command(epilog="Example: dsee doctor")(doctor)
 
 
 def main() -> None:

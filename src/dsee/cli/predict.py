@@ -34,12 +34,13 @@ def predict(
     An ONNX folder is run by onnxruntime alone: neither torch nor transformers is loaded.
     """
     from dsee.cli.folders import artifact_in
+    from dsee.runtime.serving.engine import softmax
 
     sentences = _sentences(texts or [], file, column)
     labels, logits = _model(artifact_in(folder))
     for start in range(0, len(sentences), batch_size):
         chunk = sentences[start : start + batch_size]
-        for text, row in zip(chunk, _softmax(logits(chunk)), strict=True):
+        for text, row in zip(chunk, softmax(logits(chunk)), strict=True):
             best = int(row.argmax())
             if as_json:
                 scores = {label: round(float(p), 6) for label, p in zip(labels, row, strict=True)}
@@ -75,42 +76,15 @@ def _from_file(path: Path, column: str) -> Iterator[str]:
         yield line
 
 
-def _softmax(logits: Any) -> Any:
-    import numpy as np
-
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
-
-
 def _model(folder: Path) -> tuple[list[str], Callable[[list[str]], Any]]:
     """Labels and a function from sentences to logits."""
-    from dsee.artifact.manifest import read_manifest
+    from dsee.runtime.opened import is_onnx, open_model
 
-    if read_manifest(folder).kind == "onnx":
-        from dsee.runtime.onnx_model import OnnxModel
+    if not is_onnx(folder):
+        from dsee.cli.terminal import quiet_libraries
 
-        onnx_model = OnnxModel(folder)
-        return onnx_model.labels, onnx_model.logits
-    from dsee.cli.terminal import quiet_libraries
-
-    quiet_libraries()
-    import torch
-    from transformers import AutoTokenizer
-
-    from dsee.artifact.load import load
-    from dsee.registration import register
-
-    register()
-    model = load(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} holds no tokenizer: save with dsee.save(..., tokenizer=tokenizer).") from error
-    names = model.config.id2label
-
-    def logits(texts: list[str]) -> Any:
-        encoded = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            return model(**encoded).logits.float().numpy()
-
-    return [str(names[i]) for i in sorted(names)], logits
+        quiet_libraries()
+    model = open_model(folder)
+    if model.generates:
+        raise InputError(f"{folder} holds a model that generates text and chooses no label. Use dsee serve.")
+    return model.labels, model.logits

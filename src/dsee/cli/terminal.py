@@ -94,17 +94,26 @@ class Terminal:
         """Print the report's table."""
         from dsee.report.table import HEADER, cells
 
+        self.cells(HEADER, cells(rows)).print(f"written to {output}", highlight=False)
+
+    def cells(self, header: list[str], body: list[list[str]]) -> Console:
+        """Print a table on standard output, and return what printed it.
+
+        Args:
+            header: its columns, the first one aligned left.
+            body: its lines.
+        """
         table = Table(title=None, header_style="bold")
-        for number, name in enumerate(HEADER):
+        for number, name in enumerate(header):
             table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
-        for line in cells(rows):
+        for line in body:
             table.add_row(*line)
         console = Console()
         # a pipe has no width of its own; cut-off figures would help nobody
         if not console.is_terminal:
             console = Console(width=140)
         console.print(table)
-        console.print(f"written to {output}", highlight=False)
+        return console
 
 
 def quiet_libraries() -> None:

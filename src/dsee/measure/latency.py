@@ -34,6 +34,36 @@ class Latency:
     threads: int
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """Milliseconds of every call of every variant, in the order they were made.
+
+    Attributes:
+        wall: name -> wall time of each round.
+        cpu: name -> CPU time of the process in each round.
+        threads: threads torch was allowed.
+    """
+
+    wall: dict[str, list[float]]
+    cpu: dict[str, list[float]]
+    threads: int
+
+    def latency(self, name: str) -> Latency:
+        """Sum up the rounds of one variant.
+
+        Args:
+            name: the variant.
+        """
+        wall = self.wall[name]
+        return Latency(
+            p50_ms=float(np.percentile(wall, 50)),
+            p95_ms=float(np.percentile(wall, 95)),
+            cpu_ms=float(np.median(self.cpu[name])),
+            runs=len(wall),
+            threads=self.threads,
+        )
+
+
 def interleaved(
     calls: dict[str, Callable[[], Any]], *, runs: int = 30, warmup: int = 3, threads: int = 1
 ) -> dict[str, Latency]:
@@ -47,6 +77,30 @@ def interleaved(
 
     Returns:
         name -> times.
+
+    Raises:
+        InputError: no run asked for.
+    """
+    found = rounds(calls, runs=runs, warmup=warmup, threads=threads)
+    return {name: found.latency(name) for name in calls}
+
+
+def rounds(
+    calls: dict[str, Callable[[], Any]],
+    *,
+    runs: int = 30,
+    warmup: int = 3,
+    threads: int = 1,
+    progress: Callable[[], None] | None = None,
+) -> Rounds:
+    """As :func:`interleaved`, but return every time, so that variants can be compared round by round.
+
+    Args:
+        calls: name -> a call that does the work once.
+        runs: rounds that count.
+        warmup: rounds before.
+        threads: threads for torch; other runtimes have to be set up with as many by the caller.
+        progress: called after each round.
 
     Raises:
         InputError: no run asked for.
@@ -67,16 +121,9 @@ def interleaved(
                 if round_number >= warmup:
                     wall[name].append(1e3 * (time.perf_counter() - wall_start))
                     cpu[name].append(1e3 * (time.process_time() - cpu_start))
-    return {
-        name: Latency(
-            p50_ms=float(np.percentile(wall[name], 50)),
-            p95_ms=float(np.percentile(wall[name], 95)),
-            cpu_ms=float(np.median(cpu[name])),
-            runs=runs,
-            threads=threads,
-        )
-        for name in calls
-    }
+            if progress:
+                progress()
+    return Rounds(wall, cpu, threads)
 
 
 def latency(

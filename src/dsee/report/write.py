@@ -19,7 +19,7 @@ _PAGE = """# Report
 Measured on one thread with {batch} sentence(s) of {sequence} tokens: {hardware}.
 Accuracy is of {test} held-out sentences, the epoch chosen on {validation} others; the speed-up compares CPU times.
 FLOPs are theoretical, in brackets the change of the encoder's. Memory is the peak beyond the imports.
-
+{kernels}
 {picture}
 Recovered and exported models: `model/` (`dsee.load`), {exports}.
 """
@@ -52,6 +52,11 @@ def write_report(result: RunResult, recipe: Recipe, sizes: dict[str, int]) -> li
         hardware=hardware,
         test=sizes["test"],
         validation=sizes["validation"],
+        kernels="".join(
+            f"Zeros in weights of {name}: {said}.\n"
+            for name, row in result.stages["measure"].items()
+            if (said := row.get("kernels"))
+        ),
         picture="![accuracy against latency](report.png)\n" if drawn else "",
         exports=", ".join(f"`onnx-{p}/`" for p in recipe.export.onnx) or "no ONNX",
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
+from pathlib import Path
 
 
 def main(folder: str, batch: str, sequence: str) -> None:
@@ -14,25 +16,14 @@ def main(folder: str, batch: str, sequence: str) -> None:
         batch: sentences, as written on the command line.
         sequence: tokens per sentence, likewise.
     """
-    from dsee.artifact.manifest import read_manifest
     from dsee.runtime.memory import resident_peak
+    from dsee.runtime.opened import is_onnx, open_model
 
-    if read_manifest(folder).kind == "onnx":
-        from dsee.runtime.onnx_model import OnnxModel
-
-        imports = resident_peak()
-        onnx_model = OnnxModel(folder)
-        onnx_model.run(onnx_model.sample(int(batch), int(sequence)))
-    else:
-        import torch
-
-        from dsee.measure.sample import sample_inputs
-        from dsee.registration import register
-        from dsee.runtime.merged import load_merged
-
-        register()
-        imports = resident_peak()
-        model = load_merged(folder)
-        with torch.inference_mode():
-            model(**sample_inputs(model, int(batch), int(sequence)))
+    path, sizes = Path(folder), (int(batch), int(sequence))
+    if not is_onnx(path):
+        # what has to be imported to run it, so that the rest is the model
+        import_module("dsee.runtime.torch_model")
+    imports = resident_peak()
+    model = open_model(path, merged=True)
+    model.run(model.sample(*sizes))  # type: ignore[arg-type]  # each kind runs what it samples
     sys.stdout.write(json.dumps({"imports": imports, "peak": resident_peak()}) + "\n")

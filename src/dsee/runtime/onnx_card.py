@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsee.runtime.onnx_model import DECODER
+
 _TEXT = """# {name}, ONNX {precision}
 
 Exported by dsee; logits within {logit_error:.2g} of the original's largest logit, up to {max_length} tokens.
@@ -11,12 +13,31 @@ Needs `pip install {needs}`. Run this in the folder:
 
 ```python
 {code}
-for row in logits:
-    print(labels[int(row.argmax())])
+{show}
 ```
 
-Labels: {labels}
+{labels}
 """
+
+_CHOOSE = """for row in logits:
+    print(labels[int(row.argmax())])"""
+
+#: Texts are filled up on the right, so the last real token's logits say what comes next.
+_WRITE = """last = encoded_mask.sum(axis=1) - 1
+for row, place in zip(logits, last):
+    print(int(row[place].argmax()))"""
+
+_STEPS = (
+    "There is no cache: each new token reads everything again. `dsee.runtime.OnnxModel(folder).generate` does that."
+)
+_WRITES = (
+    "It writes text: `logits` are (texts, tokens, vocabulary), and the code prints the likeliest next token of each. "
+    + _STEPS
+)
+_READS = (
+    "It writes text from what its encoder has read: `decoder_input_ids` holds what is written so far, and the code "
+    "prints the likeliest first token. " + _STEPS
+)
 
 _WITH_TOKENIZER = """import json
 
@@ -42,13 +63,21 @@ labels = json.load(open("labels.json"))["labels"]
 
 # token ids of the tokenizer that the model was tuned with, one row for each text
 input_ids = np.array([[5, 6, 7, 8]], dtype=np.int64)
-logits = session.run(None, {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)})[0]"""
+logits = session.run(None, {
+INPUTS})[0]"""
 
 #: Name of an input -> name of the tokenizer's answer.
 _ANSWERS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
-def card(name: str, facts: dict[str, Any], labels: list[str], inputs: list[str], tokenizer: bool) -> str:
+def card(
+    name: str,
+    facts: dict[str, Any],
+    labels: list[str],
+    inputs: list[str],
+    tokenizer: bool,
+    generation: dict[str, Any] | None = None,
+) -> str:
     """Return the card.
 
     Args:
@@ -57,9 +86,23 @@ def card(name: str, facts: dict[str, Any], labels: list[str], inputs: list[str],
         labels: class names by index.
         inputs: names of the graph's inputs.
         tokenizer: whether a tokenizer lies in the folder.
+        generation: the token that a decoder starts with, for a model that writes text.
     """
     code, needs = _WITHOUT_TOKENIZER, "onnxruntime"
+    arrays = {n: f"np.array([e.{_ANSWERS[n]} for e in encoded], dtype=np.int64)" for n in inputs if n in _ANSWERS}
     if tokenizer:
-        lines = [f'    "{n}": np.array([e.{_ANSWERS[n]} for e in encoded], dtype=np.int64),\n' for n in inputs]
-        code, needs = _WITH_TOKENIZER.replace("INPUTS", "".join(lines)), "onnxruntime tokenizers"
-    return _TEXT.format(name=name, labels=", ".join(labels), code=code, needs=needs, **facts)
+        code, needs = _WITH_TOKENIZER, "onnxruntime tokenizers"
+    else:
+        arrays = {"input_ids": "input_ids", "attention_mask": "np.ones_like(input_ids)"}
+    last = arrays["attention_mask"]
+    if DECODER in inputs:
+        start = (generation or {}).get("start") or 0
+        arrays[DECODER] = f"np.full((len({'encoded' if tokenizer else 'input_ids'}), 1), {start}, dtype=np.int64)"
+        last = f"np.ones_like({arrays[DECODER]})"
+    code = code.replace("INPUTS", "".join(f'    "{n}": {array},\n' for n, array in arrays.items()))
+    show, about = _CHOOSE, f"Labels: {', '.join(labels)}"
+    if generation is not None:
+        code = code.replace('labels = json.load(open("labels.json"))["labels"]\n', "").replace("import json\n\n", "")
+        show = _WRITE.replace("encoded_mask", last)
+        about = _READS if DECODER in inputs else _WRITES
+    return _TEXT.format(name=name, labels=about, code=code, show=show, needs=needs, **facts)

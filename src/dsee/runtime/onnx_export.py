@@ -8,19 +8,19 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from dsee.architectures._registry import plain_model
 from dsee.artifact.atomic import whole_folder
 from dsee.artifact.manifest import Manifest, owned_entries, refuse_other_kind, verify, write_manifest
 from dsee.errors import InputError, MissingExtraError, OrderError
 from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
 from dsee.runtime.onnx_card import card
-from dsee.runtime.onnx_model import LABELS, MODEL, TOKENIZER, TYPES
+from dsee.runtime.onnx_model import DECODER, LABELS, MODEL, TOKENIZER, TYPES
 from dsee.runtime.onnx_parity import check_parity
 from dsee.steps import history
 from dsee.update.layer import update_layers
@@ -40,12 +40,13 @@ def export_onnx(
     max_length: int | None = None,
     tolerance: float | None = None,
 ) -> Path:
-    """Export a merged encoder with free batch size and length.
+    """Export a merged model with free batch size and lengths: an encoder, a decoder, or both.
 
     The folder holds ``model.onnx``, ``tokenizer.json``, ``labels.json``, a manifest and a card whose code runs.
 
     Args:
-        model: a transformers encoder with logits; merge a PeftModel first.
+        model: a transformers model with logits; merge a PeftModel first. One that writes text gets no cache: each
+            step reads everything again.
         folder: where to; written whole or not at all.
         tokenizer: a fast tokenizer, stored with truncation and padding switched on.
         quantize: "int8" for dynamic quantisation, per channel and with reduced range (full range saturates on AVX2).
@@ -81,11 +82,14 @@ def export_onnx(
             _write_tokenizer(tokenizer, writing / TOKENIZER, limit)
         labels = _labels(model)
         described = {"labels": labels, "vocab_size": int(model.config.vocab_size), "max_length": limit}
+        generation = _generation(model)
+        described |= {"generation": generation} if generation else {}
         (writing / LABELS).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         allowed = tolerance if tolerance is not None else 0.5 if quantize else 1e-4
         error = check_parity(model, writing / MODEL, limit, allowed)
         facts = {"precision": quantize or "fp32", "opset": OPSET, "logit_error": error, "max_length": limit}
-        text = card(type(model).__name__, facts, labels, _inputs(model, tokenizer), tokenizer is not None)
+        names = _inputs(model, tokenizer)
+        text = card(type(model).__name__, facts, labels, names, tokenizer is not None, generation or None)
         (writing / "README.md").write_text(text, encoding="utf-8")
         structure = getattr(model.config, "dsee_structure", None)
         write_manifest(writing, Manifest(kind="onnx", history=history(model), structure=structure, facts=facts))
@@ -124,6 +128,16 @@ def _labels(model: Any) -> list[str]:
     return [str(names[index]) for index in sorted(names, key=int)]
 
 
+def _generation(model: Any) -> dict[str, Any]:
+    """What running has to know of a model that writes: the tokens that end a text, and what a decoder starts with."""
+    if not model.can_generate():
+        return {}
+    settings = model.generation_config
+    ends = settings.eos_token_id
+    ends = [] if ends is None else [int(end) for end in ends] if isinstance(ends, list) else [int(ends)]
+    return {"end": ends, "start": settings.decoder_start_token_id if model.config.is_encoder_decoder else None}
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter reports progress and other people's deprecations; failures still come as exceptions."""
@@ -144,31 +158,39 @@ class _Logits(torch.nn.Module):
         super().__init__()
         self.model = model
         self.names = names
+        # what a decoder keeps for its next step is no part of the graph
+        self.more = {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(**dict(zip(self.names, inputs, strict=True)))["logits"]
+        logits: torch.Tensor = self.model(**dict(zip(self.names, inputs, strict=True)), **self.more)["logits"]
         return logits
 
 
 def _inputs(model: Any, tokenizer: Any) -> list[str]:
     """What the model is fed: the second sentence of a pair is marked, if its tokenizer marks it in tuning."""
     names = ["input_ids", "attention_mask"]
+    if model.config.is_encoder_decoder and model.can_generate():
+        return [*names, DECODER]
     marked = TYPES in getattr(tokenizer, "model_input_names", []) and getattr(model.config, "type_vocab_size", 1) > 1
     return [*names, TYPES] if marked else names
 
 
 def _trace(model: Any, path: Path, names: list[str]) -> None:
-    ids = torch.randint(5, int(model.config.vocab_size), TRACED, generator=torch.Generator().manual_seed(0))
-    ids = ids.to(plain_model(model).device)
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    sample = sample_inputs(model, *TRACED)
+    if DECODER in names:
+        # of a length of its own, or the two would be taken for one
+        sample[DECODER] = sample[DECODER][:, 1:]
+    inputs = tuple(sample.get(name, torch.ones_like(sample["input_ids"])) for name in names)
+    batch, lengths = torch.export.Dim("batch"), {DECODER: torch.export.Dim("written")}
+    read = torch.export.Dim("sequence")
     with _quiet(), evaluating(model), torch.no_grad():
         torch.onnx.export(
             _Logits(model, names).eval(),
-            (ids, *(torch.ones_like(ids) for _ in names[1:])),
+            inputs,
             str(path),
             input_names=names,
             output_names=["logits"],
-            dynamic_shapes=((free,) * len(names),),
+            dynamic_shapes=(tuple({0: batch, 1: lengths.get(name, read)} for name in names),),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dsee.errors import ArtifactError, InputError, OrderError, nearest
+from dsee.kernels.linear import refuse_on_kernels
 from dsee.masks import oriented, set_mask
 from dsee.steps import record
 from dsee.surgery.gates import fold_present
@@ -51,6 +52,7 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
         raise OrderError("merge: this model carries no DSEE update. Tune one first, or save the model as it is.")
     if not hasattr(model, "merge_and_unload"):
         raise InputError("merge: give a PeftModel, as get_peft_model and PeftModel.from_pretrained return it.")
+    refuse_on_kernels(model, "merge")
     if any_merged(model):
         raise OrderError("merge: an update is merged already. Call unmerge_adapter() first.")
     _check_mergeable(model)

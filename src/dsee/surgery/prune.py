@@ -10,6 +10,7 @@ from torch import nn
 
 from dsee.architectures import structure
 from dsee.errors import ArchitectureError, InputError
+from dsee.kernels.linear import refuse_on_kernels
 from dsee.masks import oriented
 from dsee.pruning.budget import Budget, Choice
 from dsee.pruning.calibration import Batch
@@ -100,12 +101,13 @@ def prune(
     Raises:
         InputError: no rule, two rules for one unit, or a rule that cannot be met.
         ArchitectureError: the family has no map.
-        OrderError: an update is merged, the score needs an update that is not there, or an earlier mask would not
-            survive. If it is a rule for weights that fails, cuts of the same call have been made and are in the
-            history.
+        OrderError: an update is merged, a layer runs on the kernels, the score needs an update that is not there, or
+            an earlier mask would not survive. If it is a rule for weights that fails, cuts of the same call have been
+            made and are in the history.
     """
     if not rules:
         raise InputError("prune: give at least one rule, for example dsee.Heads(0.25).")
+    refuse_on_kernels(model, "prune")
     cuts = [rule for rule in rules if not isinstance(rule, MaskRule)]
     masks = [rule for rule in rules if isinstance(rule, MaskRule)]
     units = [unit for rule in cuts for unit in (("heads", "neurons") if isinstance(rule, Budget) else (rule.unit,))]

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dsee.artifact.manifest import read_manifest
+from dsee.masks import masked_linears
 from dsee.measure import folder_bytes, interleaved
 from dsee.measure.sample import sample_inputs
+from dsee.modes import torch_threads
 from dsee.runtime import OnnxModel, peak_memory
 from dsee.runtime.merged import load_merged
+from dsee.runtime.optimize import optimize
 from dsee.training.progress import Bar
 from dsee.training.setting import Setting
 
@@ -32,6 +33,7 @@ def measure(setting: Setting, bar: Bar, variants: dict[str, Path]) -> dict[str, 
     shape = setting.recipe.measure
     calls: dict[str, Any] = {}
     sizes: dict[str, int] = {}
+    kernels: dict[str, str] = {}
     for name, folder in variants.items():
         if read_manifest(folder).kind == "onnx":
             onnx_model = OnnxModel(folder, threads=1)
@@ -39,7 +41,12 @@ def measure(setting: Setting, bar: Bar, variants: dict[str, Path]) -> dict[str, 
             sizes[name] = folder_bytes(folder, weights_only=True)
         else:
             model = load_merged(folder)
-            calls[name] = partial(model, **sample_inputs(model, shape.batch, shape.sequence))
+            inputs = sample_inputs(model, shape.batch, shape.sequence)
+            if masked_linears(model):
+                # as it would be deployed: zeros in weights are worth no time to anything but the kernels
+                with torch_threads(1):
+                    kernels[name] = optimize(model, inputs).summary
+            calls[name] = partial(model, **inputs)
             sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     bar.note("latency, one thread")
     times = interleaved(calls, runs=shape.runs, threads=1)
@@ -47,21 +54,9 @@ def measure(setting: Setting, bar: Bar, variants: dict[str, Path]) -> dict[str, 
     results: dict[str, Any] = {}
     for name, folder in variants.items():
         results[name] = {"latency": asdict(times[name]), "memory": None, "bytes": sizes[name]}
+        results[name]["kernels"] = kernels.get(name)
         if shape.memory:
             bar.note(f"memory of {name}")
             results[name]["memory"] = asdict(peak_memory(folder, batch=shape.batch, sequence=shape.sequence))
         bar.advance()
     return results
-
-
-def hardware() -> dict[str, Any]:
-    """Say what the figures were measured on."""
-    import platform
-
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": name, "machine": platform.machine(), "torch": torch.__version__, "gpu": gpu}

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dsee.errors import InputError
+from dsee.measure.hardware import hardware
 from dsee.training import chain
-from dsee.training.measuring import hardware, measure
+from dsee.training.measuring import measure
 from dsee.training.progress import Bar, Progress, Silent
 from dsee.training.recipe import PruneSpec, Recipe
 from dsee.training.setting import Setting

@@ -1,0 +1,19 @@
+"""Sparse linear layers on ordinary CPUs."""
+
+from dsee.kernels.library import library, why_not
+from dsee.kernels.linear import from_kernels, on_kernels, to_kernels
+from dsee.kernels.matrix import SparseMatrix, pack
+from dsee.kernels.product import Side, pack_side, sparse_linear
+
+__all__ = [
+    "Side",
+    "SparseMatrix",
+    "from_kernels",
+    "library",
+    "on_kernels",
+    "pack",
+    "pack_side",
+    "sparse_linear",
+    "to_kernels",
+    "why_not",
+]

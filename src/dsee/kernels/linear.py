@@ -1,0 +1,176 @@
+"""Linear layers that run on the kernels where they can.
+
+A layer changes its class and nothing else: parameters, buffers, hooks, name and place stay, so files, counts and
+training know no difference, and changing the class back undoes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from dsee.errors import InputError, OrderError
+from dsee.kernels.matrix import Kind, SparseMatrix, pack
+from dsee.kernels.operator import sparse_linear_op
+from dsee.kernels.product import activate, compute
+
+#: Where a layer keeps its packed weight.
+STATE = "_dsee_sparse"
+
+
+@dataclass
+class Packed:
+    """What a layer on the kernels knows.
+
+    Attributes:
+        kind: "blocks" or "weights".
+        activation: applied to the result, or None.
+        matrix: the packed weight; None before it is made.
+        source: address and count of changes of the weight that was packed.
+    """
+
+    kind: Kind
+    activation: str | None = None
+    matrix: SparseMatrix | None = None
+    source: tuple[int, int] = (0, 0)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
+        # a packed matrix holds addresses; the copy packs its own weight when it needs it
+        return Packed(self.kind, self.activation)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"kind": self.kind, "activation": self.activation, "matrix": None, "source": (0, 0)}
+
+
+def _usable(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or not (x.is_cpu and weight.is_cpu):
+        return False
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return False
+    return not torch.is_autocast_enabled("cpu")
+
+
+class OnKernels(nn.Module):
+    """The forward pass that the two classes below share."""
+
+    _dsee_sparse: Packed
+
+    def _oriented(self) -> torch.Tensor:
+        weight: Any = self._parameters["weight"]
+        return cast("torch.Tensor", weight)
+
+    def packed(self) -> SparseMatrix:
+        """Return the packed weight, made again if the weight has changed since."""
+        state, weight = self._dsee_sparse, cast("torch.Tensor", self._parameters["weight"])
+        # tensors of inference mode keep no count of their changes, and nothing trains them
+        source = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if state.matrix is None or source != state.source:
+            state.matrix = pack(self._oriented(), state.kind)
+            state.source = source
+        return state.matrix
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name
+        """Return act(x W' + b): by the kernels, or densely where they cannot (gradients, other dtypes and devices).
+
+        Args:
+            input: (..., in).
+
+        Returns:
+            (..., out).
+        """
+        # the dictionaries rather than attributes: small products take microseconds, and so does nn.Module's lookup
+        own: Any = self._parameters
+        state, weight, bias = self.__dict__[STATE], own["weight"], own["bias"]
+        if not _usable(input, weight, bias):
+            return activate(functional.linear(input, self._oriented(), bias), state.activation)
+        if torch.compiler.is_compiling() and state.matrix is not None:
+            # a compiled graph keeps the packed weight that it saw
+            return sparse_linear_op(input, state.matrix, bias, state.activation)
+        return compute(input, self.packed(), bias, None, state.activation)
+
+    def __repr__(self) -> str:
+        state, packed = self._dsee_sparse, self.packed()
+        rows, columns = packed.shape
+        shown = f"{type(self).__name__}(in={columns}, out={rows}, kernel={state.kind}, density={packed.density:.2f}"
+        return shown + (f", activation={state.activation})" if state.activation else ")")
+
+
+class SparseLinear(OnKernels, nn.Linear):
+    """An ``nn.Linear`` on the kernels."""
+
+
+class SparseConv1D(OnKernels, Conv1D):
+    """GPT-2's ``Conv1D``, whose weight is (in, out), on the kernels."""
+
+    def _oriented(self) -> torch.Tensor:
+        return super()._oriented().T
+
+
+#: Exactly these classes; a subclass may compute something else.
+CLASSES: dict[type[Any], type[Any]] = {nn.Linear: SparseLinear, Conv1D: SparseConv1D}
+
+
+def to_kernels(linear: nn.Module, kind: Kind, activation: str | None = None) -> None:
+    """Let a linear layer run on the kernels, in place.
+
+    Args:
+        linear: an ``nn.Linear`` or ``Conv1D``.
+        kind: "blocks" or "weights".
+        activation: a key of ``ACTIVATIONS`` to apply to the result.
+
+    Raises:
+        InputError: a layer of another class.
+    """
+    found = CLASSES.get(type(linear))
+    if found is None:
+        raise InputError(f"to_kernels: a {type(linear).__name__} cannot run on the kernels; nn.Linear and Conv1D can.")
+    linear.__dict__[STATE] = Packed(kind, activation)
+    linear.__class__ = found
+    if isinstance(linear, OnKernels):
+        linear.packed()
+
+
+def from_kernels(linear: nn.Module) -> None:
+    """Undo :func:`to_kernels`; does nothing to other layers.
+
+    Args:
+        linear: any module.
+    """
+    for plain, sparse in CLASSES.items():
+        if type(linear) is sparse:
+            linear.__class__ = plain
+            del linear.__dict__[STATE]
+
+
+def on_kernels(model: nn.Module) -> dict[str, OnKernels]:
+    """Return the layers that run on the kernels, by their path.
+
+    Args:
+        model: any model.
+    """
+    return {name: module for name, module in model.named_modules() if isinstance(module, OnKernels)}
+
+
+def refuse_on_kernels(model: nn.Module, step: str) -> None:
+    """Refuse a step that changes the shape of layers or what lies between them.
+
+    Args:
+        model: any model.
+        step: for the message.
+
+    Raises:
+        OrderError: a layer runs on the kernels.
+    """
+    found = next(iter(on_kernels(model)), None)
+    if found is not None:
+        raise OrderError(
+            f"{step}: {found} runs on the sparse kernels, as dsee.optimize left it. Call undo() on what optimize "
+            "returned first, and optimize again afterwards."
+        )

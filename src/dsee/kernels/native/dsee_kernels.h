@@ -1,0 +1,76 @@
+/* Sparse linear layers on CPUs: y = act(x W' + b + (x V') U'), W sparse, fp32, row-major in and out.
+ *
+ * W (rows x columns) is cut into vertical chunks of at most 256 columns. Inside a chunk the weights lie group by
+ * group: four output rows that share their columns ("blocks", four values for each column), or one row ("weights").
+ * A chunk of the activations, turned into a panel with the tokens of one feature side by side, fits the first-level
+ * cache, which is what makes scattered columns cheap; and with 256 columns a column number is one byte.
+ */
+#ifndef DSEE_KERNELS_H
+#define DSEE_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { DSEE_BLOCKS = 0, DSEE_WEIGHTS = 1 };
+enum { DSEE_NONE = 0, DSEE_RELU = 1, DSEE_GELU = 2, DSEE_GELU_TANH = 3, DSEE_SILU = 4 };
+enum { DSEE_MAX_CHUNK = 256 };
+
+/* One sparse matrix. Group g of chunk c has the entries start[c * groups + g] to start[c * groups + g + 1]. */
+typedef struct {
+    int32_t kind;          /* DSEE_BLOCKS: 4 rows a group; DSEE_WEIGHTS: 1 */
+    int32_t chunk;         /* columns of a chunk, 1 to 256; the last one may be narrower */
+    int64_t rows, columns; /* of W */
+    int64_t groups;        /* ceil(rows / 4), or rows */
+    const int32_t *start;  /* chunks * groups + 1 */
+    const uint8_t *column; /* entries; within the chunk */
+    const float *value;    /* entries * 4 with the group's rows side by side, or entries */
+} dsee_matrix;
+
+/* One product. y may not overlap x. */
+typedef struct {
+    const dsee_matrix *w;
+    const dsee_matrix *v;  /* rank x columns, same kind and chunk as w; NULL without a side branch */
+    const float *u;        /* ceil(rows / 4) x rank x 4, the scale in it; NULL without a side branch */
+    const float *bias;     /* rows, or NULL */
+    const float *x;        /* tokens x columns */
+    float *y;              /* tokens x rows */
+    int64_t tokens, ldx, ldy; /* distances between tokens, in floats */
+    int32_t activation;
+} dsee_product;
+
+/* A part of a product: some tokens, some groups of four rows. */
+typedef struct {
+    const dsee_product *product;
+    int64_t token, tokens; /* first, how many */
+    int64_t quad, quads;   /* first and number of groups of four rows of y */
+} dsee_part;
+
+/* One instruction set. */
+typedef struct {
+    const char *name;
+    int32_t panel[2];      /* tokens of a full panel, by kind */
+    void (*run)(const dsee_part *part, float *scratch);
+} dsee_path;
+
+extern const dsee_path dsee_path_baseline, dsee_path_avx2, dsee_path_avx512, dsee_path_neon;
+
+/* Floats of scratch that a part needs with panels of so many tokens. */
+size_t dsee_scratch_floats(const dsee_part *part, int32_t panel);
+
+/* Call task(argument, i) for i in 0..count-1 on up to `threads` threads, the caller's among them. */
+void dsee_parallel(int64_t count, int32_t threads, void (*task)(void *argument, int64_t i), void *argument);
+
+/* This thread's scratch memory, at least so many floats, 64-byte aligned; NULL without memory. */
+float *dsee_scratch(size_t floats);
+
+/* What Python calls. */
+#define PUBLIC __attribute__((visibility("default")))
+PUBLIC int32_t dsee_paths(const char **names, int32_t most);             /* those this machine can run, best last */
+PUBLIC int32_t dsee_panel(const char *path, int32_t kind);               /* 0: unknown path */
+PUBLIC int32_t dsee_check(const dsee_matrix *m, int64_t starts, int64_t entries, int64_t values); /* 0: sound */
+/* The same without a side branch, whole rows close together: a call by numbers is several times cheaper from Python. */
+PUBLIC int32_t dsee_linear(const dsee_matrix *w, const float *bias, const float *x, float *y, int64_t tokens,
+                           int32_t activation, const char *path, int32_t threads);
+PUBLIC int32_t dsee_run(const dsee_product *product, const char *path, int32_t threads); /* 0: done; 1: unknown path; 2: no memory */
+
+#endif

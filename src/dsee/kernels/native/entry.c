@@ -1,0 +1,114 @@
+/* Which instruction set, sound data, and the division of a product among threads. */
+#include <string.h>
+
+#include "dsee_kernels.h"
+
+static int32_t found(const dsee_path **paths) {
+    int32_t n = 0;
+    paths[n++] = &dsee_path_baseline;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (dsee_path_avx2.run && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        paths[n++] = &dsee_path_avx2;
+    if (dsee_path_avx512.run && __builtin_cpu_supports("avx512f")) paths[n++] = &dsee_path_avx512;
+#endif
+    if (dsee_path_neon.run) paths[n++] = &dsee_path_neon;
+    return n;
+}
+
+static const dsee_path *called(const char *name) {
+    const dsee_path *paths[4];
+    int32_t n = found(paths);
+    while (n-- > 0)
+        if (!strcmp(paths[n]->name, name)) return paths[n];
+    return NULL;
+}
+
+int32_t dsee_paths(const char **names, int32_t most) {
+    const dsee_path *paths[4];
+    int32_t n = found(paths);
+    for (int32_t i = 0; i < n && i < most; i++) names[i] = paths[i]->name;
+    return n < most ? n : most;
+}
+
+int32_t dsee_panel(const char *path, int32_t kind) {
+    const dsee_path *p = called(path);
+    return p && (kind == DSEE_BLOCKS || kind == DSEE_WEIGHTS) ? p->panel[kind] : 0;
+}
+
+/* Nothing that passes can make a kernel read outside its arrays. The lengths are those of the arrays given. */
+int32_t dsee_check(const dsee_matrix *m, int64_t starts, int64_t entries, int64_t values) {
+    if (m->kind != DSEE_BLOCKS && m->kind != DSEE_WEIGHTS) return 1;
+    if (m->chunk < 1 || m->chunk > DSEE_MAX_CHUNK) return 2;
+    int64_t limit = INT32_MAX;
+    if (m->rows < 1 || m->columns < 1 || m->rows > limit || m->columns > limit) return 3;
+    int64_t tall = m->kind == DSEE_BLOCKS ? 4 : 1, chunks = (m->columns + m->chunk - 1) / m->chunk;
+    if (m->groups != (m->rows + tall - 1) / tall) return 4;
+    if (starts != chunks * m->groups + 1 || entries < 0 || entries > limit || values != entries * tall) return 5;
+    if (m->start[0] != 0 || m->start[starts - 1] != entries) return 6;
+    for (int64_t i = 1; i < starts; i++)
+        if (m->start[i] < m->start[i - 1]) return 6;
+    for (int64_t c = 0; c < chunks; c++) {
+        int64_t wide = m->columns - c * m->chunk;
+        if (wide > m->chunk) wide = m->chunk;
+        for (int64_t j = m->start[c * m->groups]; j < m->start[(c + 1) * m->groups]; j++)
+            if (m->column[j] >= wide) return 7;
+    }
+    return 0;
+}
+
+size_t dsee_scratch_floats(const dsee_part *part, int32_t panel) {
+    int64_t rank = part->product->v ? part->product->v->rows + 3 : 0;
+    /* 64 more, for vectors that reach beyond the end */
+    return (size_t)panel * (size_t)(DSEE_MAX_CHUNK + 4 * part->quads + rank) + 64;
+}
+
+typedef struct {
+    const dsee_product *product;
+    const dsee_path *path;
+    int64_t token_step, quad_step, columns; /* columns: parts side by side */
+    int32_t failed;
+} work;
+
+static void one(void *argument, int64_t i) {
+    work *all = argument;
+    const dsee_product *d = all->product;
+    int64_t quads = (d->w->rows + 3) / 4;
+    dsee_part part = {d, i / all->columns * all->token_step, all->token_step, i % all->columns * all->quad_step,
+                      all->quad_step};
+    if (part.token + part.tokens > d->tokens) part.tokens = d->tokens - part.token;
+    if (part.quad + part.quads > quads) part.quads = quads - part.quad;
+    float *scratch = dsee_scratch(dsee_scratch_floats(&part, all->path->panel[d->w->kind]));
+    if (scratch)
+        all->path->run(&part, scratch);
+    else
+        all->failed = 1;
+}
+
+int32_t dsee_run(const dsee_product *d, const char *name, int32_t threads) {
+    const dsee_path *path = called(name);
+    if (!path) return 1;
+    if (d->tokens < 1) return 0;
+    int64_t quads = (d->w->rows + 3) / 4, panel = path->panel[d->w->kind];
+    int64_t panels = (d->tokens + panel - 1) / panel;
+    work all = {d, path, d->tokens, quads, 1, 0};
+    if (threads > 1) {
+        if (panels >= 2 * threads)
+            /* whole panels, as even as they go; a row of parts reads all weights once */
+            all.token_step = (panels + threads - 1) / threads * panel;
+        else {
+            all.columns = threads < quads ? threads : quads;
+            all.quad_step = (quads + all.columns - 1) / all.columns;
+            all.columns = (quads + all.quad_step - 1) / all.quad_step;
+        }
+    }
+    int64_t rows = (d->tokens + all.token_step - 1) / all.token_step;
+    dsee_parallel(rows * all.columns, threads, one, &all);
+    return all.failed ? 2 : 0;
+}
+
+int32_t dsee_linear(const dsee_matrix *w, const float *bias, const float *x, float *y, int64_t tokens,
+                    int32_t activation, const char *path, int32_t threads) {
+    dsee_product product = {w, NULL, NULL, bias, x, y, tokens, w->columns, w->rows, activation};
+    return dsee_run(&product, path, threads);
+}

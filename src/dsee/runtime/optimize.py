@@ -1,0 +1,213 @@
+"""``dsee.optimize``: per layer the fastest way to compute it, by timing each on the user's machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsee.errors import InputError, OrderError
+from dsee.kernels import from_kernels, library, on_kernels, to_kernels, why_not
+from dsee.kernels.linear import CLASSES
+from dsee.kernels.matrix import Kind, pack
+from dsee.kernels.product import compute
+from dsee.measure.sample import longest_input, sample_inputs
+from dsee.modes import evaluating
+from dsee.runtime.activations import fuse, unfuse
+
+#: A sparse way has to win by this share of the dense time, or the layer stays dense.
+MARGIN = 0.03
+#: Stored numbers over all from which on no kernel can win.
+DENSEST = 0.9
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One layer.
+
+    Attributes:
+        name: its path in the model.
+        chosen: "dense", "blocks" or "weights".
+        times_ms: way -> shortest time of one call in milliseconds; only the ways that were tried.
+        density: way -> stored numbers over all.
+        activation: the activation function computed with it, or None.
+    """
+
+    name: str
+    chosen: str
+    times_ms: dict[str, float]
+    density: dict[str, float]
+    activation: str | None = None
+
+    @property
+    def gain(self) -> float:
+        """Dense time over the chosen one's."""
+        return self.times_ms[DENSE] / self.times_ms[self.chosen]
+
+
+@dataclass
+class Choices:
+    """What :func:`optimize` chose; printing it shows a line for each layer.
+
+    Attributes:
+        layers: one entry a linear layer that was looked at.
+        tokens: tokens of the sample batch.
+        path: instruction set of the kernels, or why there are none.
+        gain: time of the whole model before over after, on the sample.
+    """
+
+    layers: list[Choice]
+    tokens: int
+    path: str
+    gain: float = 1.0
+    _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    def undo(self) -> None:
+        """Put the model back as it was."""
+        while self._undo:
+            self._undo.pop()()
+
+    @property
+    def summary(self) -> str:
+        """One line: how many layers run on the kernels."""
+        sparse = [layer for layer in self.layers if layer.chosen != DENSE]
+        return (
+            f"{len(sparse)} of {len(self.layers)} linear layers on sparse kernels ({self.path}), {self.tokens} tokens"
+        )
+
+    def __str__(self) -> str:
+        width = max((len(layer.name) for layer in self.layers), default=0)
+        lines = [
+            f"  {layer.name:{width}}  {layer.chosen:7}"
+            + (f"  {layer.density[layer.chosen]:4.0%} stored" if layer.chosen in layer.density else "")
+            + "".join(f"  {way} {ms:.3f} ms" for way, ms in layer.times_ms.items())
+            + (f"  with {layer.activation}" if layer.activation else "")
+            for layer in self.layers
+        ]
+        return "\n".join([self.summary, *lines, f"whole model: {self.gain:.2f} times as fast"])
+
+
+def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None, *, rounds: int = 7) -> Choices:
+    """Let each sparse linear layer run the fastest way there is here, in place; outputs stay equal to rounding.
+
+    Dense and sparse kernels are timed in turns on what each layer sees of the sample batch. A layer leaves the dense
+    way only for a gain of 3 %, and if the whole model gained nothing all of it is undone. Class, parameters, files and
+    training of the model do not change; under gradients every layer computes densely.
+
+    Args:
+        model: a transformers model on the CPU, with or without PEFT around it.
+        sample: a batch like those to come; the choice depends on its size. None: one sentence of 128 tokens, or as
+            many as the model takes.
+        rounds: timed calls of each way.
+
+    Returns:
+        What was chosen; ``undo()`` takes it back.
+
+    Raises:
+        InputError: ``rounds`` is less than 1, or the model cannot take the sample.
+        OrderError: the model is optimized already.
+    """
+    if rounds < 1:
+        raise InputError(f"optimize: rounds={rounds} has to be at least 1.")
+    if on_kernels(model):
+        raise OrderError(
+            "optimize: this model runs on the kernels already. Call undo() on what optimize returned first."
+        )
+    inputs = dict(sample) if sample is not None else sample_inputs(model, 1, min(128, longest_input(model)))
+
+    found = library()
+    with evaluating(model), torch.inference_mode():
+        seen = _seen(model, inputs)
+        tokens = max((x.numel() // x.shape[-1] for x in seen.values()), default=0)
+        choices = Choices([], tokens, found.path if found else why_not())
+        if found is None:
+            return choices
+        before = _whole(model, inputs, rounds)
+        for name, x in seen.items():
+            linear = model.get_submodule(name)
+            choices.layers.append(_choose(name, linear, x, rounds))
+        _apply(model, choices)
+        if any(layer.chosen != DENSE for layer in choices.layers):
+            choices.gain = before / _whole(model, inputs, rounds)
+    if choices.gain < 1.0:
+        # single layers were faster, the whole was not: noise, or a batch too small to tell
+        choices.undo()
+        choices.layers = [Choice(layer.name, DENSE, layer.times_ms, layer.density) for layer in choices.layers]
+        choices.gain = 1.0
+    return choices
+
+
+def _seen(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The input of each linear layer that could run on the kernels, in the order of their calls."""
+    found: dict[str, torch.Tensor] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        weight: Any = getattr(module, "weight", None)
+        if type(module) not in CLASSES or weight.dtype != torch.float32 or weight.device.type != "cpu":
+            continue
+
+        def keep(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+            if args and isinstance(args[0], torch.Tensor) and args[0].numel():
+                found.setdefault(name, args[0])
+
+        hooks.append(module.register_forward_pre_hook(keep))
+    try:
+        model(**inputs)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise InputError(f"optimize: the model cannot take this sample ({error}).") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _choose(name: str, linear: Any, x: torch.Tensor, rounds: int) -> Choice:
+    plain = linear.weight if type(linear) is nn.Linear else linear.weight.T
+    kinds: tuple[Kind, ...] = ("blocks", "weights")
+    zeros = float((plain == 0).float().mean())
+    packed = {kind: pack(plain, kind) for kind in kinds} if zeros > 1 - DENSEST else {}
+    packed = {kind: matrix for kind, matrix in packed.items() if matrix.density <= DENSEST}
+    calls: dict[str, Callable[[], Any]] = {DENSE: lambda: linear(x)}
+    for kind, matrix in packed.items():
+        calls[kind] = partial(compute, x, matrix, linear.bias, None, None)
+    times = _race(calls, rounds) if packed else {DENSE: 0.0}
+    best = min(times, key=times.__getitem__)
+    chosen = best if times[best] < (1 - MARGIN) * times[DENSE] else DENSE
+    return Choice(name, chosen, times, {kind: matrix.density for kind, matrix in packed.items()})
+
+
+def _race(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Shortest wall time of each call in milliseconds, taken in turns; the shortest is what disturbs least."""
+    times = dict.fromkeys(calls, float("inf"))
+    for round_number in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if round_number:
+                times[name] = min(times[name], 1e3 * (time.perf_counter() - start))
+    return times
+
+
+def _whole(model: nn.Module, inputs: Mapping[str, torch.Tensor], rounds: int) -> float:
+    return _race({"model": lambda: model(**inputs)}, rounds)["model"]
+
+
+def _apply(model: nn.Module, choices: Choices) -> None:
+    kinds = {layer.name: layer.chosen for layer in choices.layers if layer.chosen != DENSE}
+    for name, kind in kinds.items():
+        linear = model.get_submodule(name)
+        to_kernels(linear, "blocks" if kind == "blocks" else "weights")
+        choices._undo.append(partial(from_kernels, linear))
+    fused = fuse(model)
+    choices._undo.append(partial(unfuse, fused))
+    named = {id(each.linear): each.name for each in fused}
+    choices.layers = [
+        Choice(each.name, each.chosen, each.times_ms, each.density, named.get(id(model.get_submodule(each.name))))
+        for each in choices.layers
+    ]

@@ -1,0 +1,124 @@
+/* Random products and random damage, every array exactly as long as it has to be, for the compiler's sanitizers.
+ * Compiled and run by test_sanitizers.py. Prints the largest difference from a plain triple loop. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dsee_kernels.h"
+
+static uint64_t state;
+static uint32_t below(uint32_t n) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return (uint32_t)(state >> 33) % n;
+}
+static float value(void) { return (float)below(2001) / 1000.0f - 1.0f; }
+
+typedef struct {
+    dsee_matrix m;
+    int32_t *start;
+    uint8_t *column;
+    float *value;
+    int64_t starts, entries, values;
+} owned;
+
+static owned make(int32_t kind, int32_t chunk, int64_t rows, int64_t columns, uint32_t percent) {
+    int64_t tall = kind == DSEE_BLOCKS ? 4 : 1, groups = (rows + tall - 1) / tall, chunks = (columns + chunk - 1) / chunk;
+    owned o = {.starts = chunks * groups + 1};
+    o.start = malloc(sizeof(int32_t) * (size_t)o.starts);
+    o.column = malloc((size_t)(groups * columns) + 1);
+    o.value = malloc(sizeof(float) * (size_t)(groups * columns * tall) + 4);
+    o.start[0] = 0;
+    for (int64_t c = 0; c < chunks; c++)
+        for (int64_t g = 0; g < groups; g++) {
+            for (int64_t k = c * chunk; k < columns && k < (c + 1) * chunk; k++)
+                if (below(100) < percent) o.column[o.entries++] = (uint8_t)(k - c * chunk);
+            o.start[c * groups + g + 1] = (int32_t)o.entries;
+        }
+    o.values = o.entries * tall;
+    for (int64_t i = 0; i < o.values; i++) o.value[i] = value();
+    /* exactly as long as they have to be, so that one byte beyond is found */
+    o.column = realloc(o.column, o.entries ? (size_t)o.entries : 1);
+    o.value = realloc(o.value, o.values ? sizeof(float) * (size_t)o.values : 1);
+    o.m = (dsee_matrix){kind, chunk, rows, columns, groups, o.start, o.column, o.value};
+    return o;
+}
+
+static void drop(owned *o) {
+    free(o->start);
+    free(o->column);
+    free(o->value);
+}
+
+static float *floats(int64_t n) {
+    float *f = malloc(sizeof(float) * (size_t)(n ? n : 1));
+    for (int64_t i = 0; i < n; i++) f[i] = value();
+    return f;
+}
+
+static double at(const owned *o, int64_t row, int64_t token, const float *x) {
+    int64_t tall = o->m.kind == DSEE_BLOCKS ? 4 : 1;
+    int64_t chunks = (o->m.columns + o->m.chunk - 1) / o->m.chunk, g = row / tall;
+    double sum = 0;
+    for (int64_t c = 0; c < chunks; c++)
+        for (int32_t j = o->start[c * o->m.groups + g]; j < o->start[c * o->m.groups + g + 1]; j++)
+            sum += (double)o->value[j * tall + row % tall] * x[token * o->m.columns + c * o->m.chunk + o->column[j]];
+    return sum;
+}
+
+int main(int count, char **arguments) {
+    int rounds = count > 1 ? atoi(arguments[1]) : 300;
+    const char *paths[8];
+    int32_t n = dsee_paths(paths, 8);
+    double worst = 0;
+    long refused = 0, run = 0;
+    for (int round = 0; round < rounds; round++) {
+        state = (uint64_t)round * 977 + 1;
+        int32_t kind = (int32_t)below(2), chunk = 1 + (int32_t)below(256);
+        int64_t rows = 1 + below(40), columns = 1 + below(400), tokens = below(80), rank = below(9);
+        owned w = make(kind, chunk, rows, columns, below(101));
+        owned v = make(kind, chunk, rank ? rank : 1, columns, 100);
+        if (dsee_check(&w.m, w.starts, w.entries, w.values)) return puts("a sound matrix was refused"), 1;
+        int damaged = below(3) == 0;
+        if (damaged) {
+            switch (below(4)) {
+                case 0: w.start[below((uint32_t)w.starts)] = (int32_t)(below(1u << 31) - (1u << 30)); break;
+                case 1: if (w.entries) w.column[below((uint32_t)w.entries)] = (uint8_t)below(256); break;
+                case 2: w.m.chunk = (int32_t)below(600) - 100; break;
+                default: w.m.rows += (int64_t)below(9) - 4; break;
+            }
+            if (dsee_check(&w.m, w.starts, w.entries, w.values) || w.m.chunk != chunk) {
+                refused++;
+                drop(&w);
+                drop(&v);
+                continue;
+            }
+        }
+        rows = w.m.rows;
+        float *x = floats(tokens * columns), *y = floats(tokens * rows), *bias = floats(rows);
+        float *u = floats((rows + 3) / 4 * 4 * (rank ? rank : 1));
+        dsee_product product = {&w.m, rank ? &v.m : NULL, rank ? u : NULL, below(2) ? bias : NULL, x, y, tokens, columns,
+                                rows, 0};
+        for (int32_t p = 0; p < n; p++) {
+            product.activation = 0;
+            if (dsee_run(&product, paths[p], 1 + (int32_t)below(4))) return puts("a product failed"), 1;
+            run++;
+            for (int64_t t = 0; t < tokens; t++)
+                for (int64_t o = 0; o < rows; o++) {
+                    double want = at(&w, o, t, x) + (product.bias ? bias[o] : 0.0f);
+                    for (int64_t k = 0; k < rank; k++)
+                        want += (double)u[(o / 4 * rank + k) * 4 + o % 4] * at(&v, k, t, x);
+                    double error = fabs(want - y[t * rows + o]) / (1.0 + fabs(want));
+                    if (error > worst) worst = error;
+                }
+            product.activation = (int32_t)below(5);
+            if (dsee_run(&product, paths[p], 1)) return puts("a product failed"), 1;
+        }
+        drop(&w);
+        drop(&v);
+        free(x), free(y), free(bias), free(u);
+    }
+    printf("%ld products on %d instruction sets, %ld damaged matrices refused, largest difference %.1e\n", run, n, refused,
+           worst);
+    return worst < 1e-3 ? 0 : 1;
+}

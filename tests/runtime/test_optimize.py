@@ -1,0 +1,263 @@
+"""``dsee.optimize``: the fastest way for each layer, and the same model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import dsee
+from behaviours.families import ALL
+from conftest import adapted, batch, logits, tiny_bert
+from dsee.errors import InputError, OrderError
+from dsee.kernels import library, on_kernels
+from dsee.runtime import optimize as module
+from dsee.runtime.activations import name_of
+
+needs_kernels = pytest.mark.skipif(library() is None, reason="the kernels are not compiled here")
+
+
+@pytest.fixture
+def kernels_win(monkeypatch):
+    """Tiny layers are faster densely; what is tested here is what happens once the clock has spoken."""
+
+    def race(calls, rounds):
+        for call in calls.values():
+            call()
+        return {name: 1.0 if name in ("dense", "model") else 0.4 + 0.1 * (name == "weights") for name in calls}
+
+    monkeypatch.setattr(module, "_race", race)
+
+
+def pruned(rule=None, **sizes):
+    model = tiny_bert(**sizes)
+    dsee.prune(model, rule or dsee.Blocks(0.6, score="weight"))
+    return model
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "rule",
+    [dsee.Blocks(0.6, score="weight"), dsee.Weights(0.9, score="weight"), dsee.NofM(2, 4, score="weight")],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_logits_stay(kernels_win, rule):
+    model = pruned(rule)
+    before, state = logits(model), {name: value.clone() for name, value in model.state_dict().items()}
+    choices = dsee.optimize(model, batch())
+    assert len(on_kernels(model)) == 18
+    # two of four kept in each row leave hardly any block of four rows empty
+    assert {layer.chosen for layer in choices.layers} == {"weights" if type(rule) is dsee.NofM else "blocks", "dense"}
+    torch.testing.assert_close(logits(model), before)
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    choices.undo()
+    assert on_kernels(model) == {}
+    assert torch.equal(logits(model), before)
+
+
+@needs_kernels
+@pytest.mark.parametrize("family", ALL.values(), ids=list(ALL))
+def test_every_family_keeps_its_logits(kernels_win, family):
+    model, inputs = family.base().eval(), family.batch()
+    dsee.prune(model, dsee.Blocks(0.5, score="weight"))
+    before = family.logits(model)
+    choices = dsee.optimize(model, inputs)
+    assert on_kernels(model)
+    torch.testing.assert_close(family.logits(model), before, rtol=1e-4, atol=1e-5)
+    choices.undo()
+    assert torch.equal(family.logits(model), before)
+
+
+@needs_kernels
+def test_activations_are_fused_where_the_map_names_them(kernels_win):
+    model = pruned()
+    original = model.bert.encoder.layer[0].intermediate.intermediate_act_fn
+    choices = dsee.optimize(model, batch())
+    fused = [layer.name for layer in choices.layers if layer.activation == "gelu"]
+    assert fused == [f"bert.encoder.layer.{i}.intermediate.dense" for i in range(3)]
+    assert isinstance(model.bert.encoder.layer[0].intermediate.intermediate_act_fn, nn.Identity)
+    choices.undo()
+    assert model.bert.encoder.layer[0].intermediate.intermediate_act_fn is original
+
+
+def test_activations_are_known_by_their_values():
+    from transformers.activations import ACT2FN
+
+    assert name_of(ACT2FN["gelu"]) == "gelu"
+    assert name_of(ACT2FN["gelu_new"]) == "gelu_tanh"
+    assert name_of(ACT2FN["gelu_pytorch_tanh"]) == "gelu_tanh"
+    assert name_of(ACT2FN["silu"]) == "silu"
+    assert name_of(ACT2FN["relu"]) == "relu"
+    assert name_of(ACT2FN["quick_gelu"]) is None
+    assert name_of(torch.tanh) is None
+
+
+@needs_kernels
+def test_gradients_flow_as_before(kernels_win):
+    model = pruned().train()
+    inputs = batch(labels=True)
+    torch.manual_seed(0)
+    model(**inputs).loss.backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    dsee.optimize(model, batch())
+    assert model.training
+    torch.manual_seed(0)
+    model(**inputs).loss.backward()
+    for name, parameter in model.named_parameters():
+        if name in before:
+            torch.testing.assert_close(parameter.grad, before[name])
+
+
+@needs_kernels
+def test_an_update_beside_a_sparse_base_stays(kernels_win):
+    model = adapted(pruned())
+    before = logits(model)
+    choices = dsee.optimize(model, batch())
+    assert on_kernels(model)
+    torch.testing.assert_close(logits(model), before)
+    # the update comes between a projection and what follows it; nothing may be fused there
+    wrapped = adapted(pruned(), target_modules=["dense"])
+    want = logits(wrapped)
+    other = dsee.optimize(wrapped, batch())
+    assert all(layer.activation is None for layer in other.layers)
+    torch.testing.assert_close(logits(wrapped), want)
+    choices.undo()
+
+
+@needs_kernels
+def test_an_optimized_model_is_saved_and_loaded_as_any_other(kernels_win, tmp_path):
+    model = pruned()
+    before = logits(model)
+    dsee.save(model, tmp_path / "plain")
+    dsee.optimize(model, batch())
+    dsee.save(model, tmp_path / "fast")
+    for name in ("model.safetensors", "masks.safetensors", "config.json"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "fast" / name).read_bytes()
+    loaded = dsee.load(tmp_path / "fast", optimize=True)
+    assert on_kernels(loaded)
+    torch.testing.assert_close(logits(loaded), before)
+
+
+@needs_kernels
+def test_steps_that_change_layers_ask_for_undo_first(kernels_win):
+    model = pruned()
+    choices = dsee.optimize(model, batch())
+    with pytest.raises(OrderError, match="already"):
+        dsee.optimize(model, batch())
+    with pytest.raises(OrderError, match=r"prune: bert.* runs on the sparse kernels.*undo"):
+        dsee.prune(model, dsee.Heads(0.5, score="weight"))
+    choices.undo()
+    dsee.prune(model, dsee.Blocks(0.9, score="weight"))
+    both = adapted(pruned())
+    dsee.optimize(both, batch())
+    with pytest.raises(OrderError, match=r"merge: .* runs on the sparse kernels"):
+        dsee.merge(both)
+
+
+@needs_kernels
+def test_a_model_without_zeros_stays_dense():
+    model = tiny_bert()
+    choices = dsee.optimize(model, batch())
+    assert on_kernels(model) == {}
+    assert {layer.chosen for layer in choices.layers} == {"dense"}
+    assert choices.summary.startswith("0 of 20 linear layers")
+
+
+@needs_kernels
+def test_if_the_whole_model_gains_nothing_all_is_undone(monkeypatch):
+    def race(calls, rounds):
+        # each layer wins alone, the whole loses
+        race.whole += "model" in calls
+        return {name: {"dense": 1.0, "model": float(race.whole)}.get(name, 0.5) for name in calls}
+
+    race.whole = 0
+    monkeypatch.setattr(module, "_race", race)
+    model = pruned()
+    choices = dsee.optimize(model, batch())
+    assert on_kernels(model) == {}
+    assert choices.gain == 1.0
+    assert {layer.chosen for layer in choices.layers} == {"dense"}
+
+
+@needs_kernels
+def test_a_layer_keeps_the_dense_way_unless_it_gains_three_percent(monkeypatch):
+    monkeypatch.setattr(
+        module, "_race", lambda calls, rounds: {name: 1.0 if name == "dense" else 0.98 for name in calls}
+    )
+    model = pruned()
+    assert {layer.chosen for layer in dsee.optimize(model, batch()).layers} == {"dense"}
+
+
+@needs_kernels
+def test_the_clock_is_asked_for_real():
+    """A layer of a size that matters, nearly empty: nothing but a broken clock keeps it dense."""
+    model = tiny_bert(hidden_size=256, intermediate_size=1024)
+    dsee.prune(model, dsee.Blocks(0.95, score="weight"))
+    choices = dsee.optimize(model, batch(8, 64))
+    assert choices.tokens == 512
+    assert sum(layer.chosen == "blocks" for layer in choices.layers) >= 9
+    assert all(layer.times_ms["blocks"] > 0 for layer in choices.layers if layer.chosen == "blocks")
+    assert "stored" in str(choices)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [({"rounds": 0}, "rounds=0"), ({"sample": {"ids": torch.zeros(1, 2).long()}}, "cannot take this sample")],
+)
+def test_bad_arguments_are_refused(arguments, said):
+    with pytest.raises(InputError, match=said):
+        dsee.optimize(pruned(), **arguments)
+
+
+CODE = """
+import json, sys, torch
+sys.path.insert(0, {tests!r})
+from conftest import batch, logits, tiny_bert
+import dsee
+from dsee.kernels import library, pack, sparse_linear
+from dsee.kernels.linear import to_kernels
+model = tiny_bert()
+dsee.prune(model, dsee.Blocks(0.6, score="weight"))
+before = logits(model)
+choices = dsee.optimize(model, batch())
+weight = torch.randn(8, 12)
+x = torch.randn(3, 12)
+print(json.dumps({{
+    "library": library() is not None,
+    "said": choices.summary,
+    "same": torch.equal(before, logits(model)),
+    "product": torch.allclose(sparse_linear(x, pack(weight), activation="relu"), (x @ weight.T).relu(), atol=1e-6),
+}}))
+"""
+
+
+@pytest.mark.parametrize("setting", ["off", "baseline"])
+def test_without_kernels_and_with_the_plainest_ones(setting):
+    if setting == "baseline" and library() is None:
+        pytest.skip("the kernels are not compiled here")
+    environment = os.environ | {"DSEE_KERNELS": setting}
+    code = CODE.format(tests=str(Path(__file__).parents[1]))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["library"] == (setting == "baseline")
+    assert found["same"] or setting == "baseline"
+    assert found["product"]
+    assert ("switched off" in found["said"]) == (setting == "off")
+
+
+def test_an_unknown_instruction_set_is_named(monkeypatch):
+    if library() is None:
+        pytest.skip("the kernels are not compiled here")
+
+    import dsee.kernels.compile as build
+    from dsee.kernels.library import Library
+
+    with pytest.raises(InputError, match="Did you mean 'baseline'"):
+        Library(Path(build.__file__).with_name(build.LIBRARY), "baselin")
