@@ -31,8 +31,8 @@ test-all: $(VENV)/.dev  ## the slow tests too
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m ''
 
 lint: $(VENV)/.dev  ## style and types
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks hatch_build.py
+	$(BIN)/ruff format --check src tests benchmarks hatch_build.py
 	$(BIN)/mypy
 
 format: $(VENV)/.dev  ## rewrite to the house style

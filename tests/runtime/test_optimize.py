@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
 import dsee
@@ -128,6 +129,44 @@ def test_an_update_beside_a_sparse_base_stays(kernels_win):
     assert all(layer.activation is None for layer in other.layers)
     torch.testing.assert_close(logits(wrapped), want)
     choices.undo()
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["blocks", "weights"])
+def test_branches_of_a_split_merge_run_on_the_kernels(kernels_win, kind):
+    rule = dsee.Blocks(0.6, score="weight") if kind == "blocks" else dsee.NofM(2, 4, score="weight")
+    with pytest.warns(UserWarning, match="stays beside the weight"):
+        model = dsee.merge(adapted(pruned(rule), target_modules=["query", "dense"]), policy="split")
+    before = logits(model)
+    choices = dsee.optimize(model, batch())
+    found = on_kernels(model)
+    assert {type(layer).__name__ for layer in found.values()} == {"SparseLinear", "SparseSideLinear"}
+    assert {layer._dsee_sparse.kind for layer in found.values()} == {kind}
+    torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-5)
+    layer = model.bert.encoder.layer[0].intermediate.dense
+    assert layer._dsee_sparse.activation == "gelu"
+    with torch.no_grad():
+        layer.side_up.mul_(2.0)
+        x = torch.randn(2, 3, 32)
+        changed = layer(x)
+        choices.undo()
+        torch.testing.assert_close(changed, nn.functional.gelu(layer(x)), rtol=1e-4, atol=1e-5)
+        layer.side_up.div_(2.0)
+    assert torch.equal(logits(model), before)
+
+
+@needs_kernels
+def test_a_branch_of_conv1d_too(kernels_win):
+    family = ALL["gpt2"]
+    model = family.base().eval()
+    dsee.prune(model, dsee.Blocks(0.5, score="weight"))
+    tuned = get_peft_model(model, family.update(init_weights=False)).eval()
+    with pytest.warns(UserWarning, match="stays beside the weight"):
+        merged = dsee.merge(tuned, policy="split")
+    before = family.logits(merged)
+    dsee.optimize(merged, family.batch())
+    assert "SparseSideConv1D" in {type(layer).__name__ for layer in on_kernels(merged).values()}
+    torch.testing.assert_close(family.logits(merged), before, rtol=1e-4, atol=1e-5)
 
 
 @needs_kernels

@@ -106,3 +106,24 @@ def test_what_cannot_be_met_is_found_before_tuning(tmp_path, model_folder, prune
     with pytest.raises(InputError, match=said):
         run(load_recipe(path), base=tmp_path, progress=recorder)
     assert recorder.ran == []
+
+
+def test_an_update_under_the_mask_merges_to_what_was_recovered(tmp_path, model_folder):
+    result, _ = ran(
+        tmp_path,
+        model_folder,
+        update={"r": 4, "n_sparse": 16, "support": "random", "masked": True, "target_modules": "all-linear"},
+        prune={"nofm": [2, 4], "calibration": 32},
+        recover=QUICK | {"epochs": 1},
+    )
+    out = tmp_path / "out"
+    recovered, merged = dsee.load(out / "stages" / "recovered"), dsee.load(out / "model")
+    assert recovered.peft_config["default"].masked
+    inputs = {"input_ids": torch.arange(5, 15).view(2, 5)}
+    with torch.no_grad():
+        first, second = recovered(**inputs).logits, merged(**inputs).logits
+    # a layer without a mask, the pooler, is merged with the rounding of that
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+    assert result.stages["merge"]["test"] == result.stages["recover"]["test"]
+    assert "said" not in result.stages["merge"]
+    assert dsee.history(merged)[-1]["dropped"] == 0.0

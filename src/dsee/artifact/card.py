@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsee.architectures._registry import CUT_PREFIX
 from dsee.artifact.auto import auto_class
 from dsee.steps import Step
 
@@ -25,12 +26,14 @@ tags:
 """
 
 _LOAD = {
-    "cut": """import dsee  # registers the class; without it AutoModel stops at model_type {model_type!r}
+    "own": """import dsee  # registers the class; without it AutoModel stops at model_type {model_type!r}
 model = dsee.load("this-folder")  # or transformers.{auto}.from_pretrained("this-folder")""",
     "stock": """import transformers
 model = transformers.{auto}.from_pretrained("this-folder")  # or dsee.load, which checks every file first""",
     "adapted": """import dsee
 model = dsee.load("this-folder")  # a PeftModel: the base in this folder with the update in adapter/""",
+    "update": """import dsee
+model = dsee.load("this-folder", base=base)  # base: the model it was tuned on; its weights are not in here""",
 }
 
 
@@ -69,21 +72,20 @@ def _rule(facts: dict[str, Any]) -> str:
     return f"{facts['rule']} {facts['amount']} by {facts['score']} per {facts['scope']}"
 
 
-def card(
-    model: Any, model_type: str, history: list[Step], structure: dict[str, list[int]] | None, *, adapted: bool = False
-) -> str:
+def card(model: Any, kind: str, model_type: str, history: list[Step], structure: dict[str, list[int]] | None) -> str:
     """Return the text of the card.
 
     Args:
         model: the transformers model being saved.
+        kind: "model", "adapted" or "update", as in the manifest.
         model_type: the ``model_type`` it is saved under.
         history: its steps.
         structure: heads and neurons of each layer.
-        adapted: whether its update lies beside it.
     """
-    way = "adapted" if adapted else "cut" if structure else "stock"
+    way = kind if kind != "model" else "own" if model_type.startswith(CUT_PREFIX) else "stock"
     parameters = sum(p.numel() for p in model.parameters())
-    summary = f"A {type(model).__name__} of {parameters / 1e6:.1f} M parameters, made with dsee."
+    what = "An update of a" if kind == "update" else "A"
+    summary = f"{what} {type(model).__name__} of {parameters / 1e6:.1f} M parameters, made with dsee."
     auto = auto_class(model)
     text = _HEAD.format(
         title=f"{type(model).__name__} ({model_type})",

@@ -17,9 +17,11 @@ from dsee.artifact.lora_factors import lora_factors
 from dsee.artifact.lora_names import pattern, target_names
 from dsee.artifact.manifest import Manifest, owned_entries, refuse_other_kind, verify, write_manifest
 from dsee.errors import InputError, OrderError, listed, nearest
+from dsee.pruning.gates import has_gates
 from dsee.steps import history
 from dsee.update.config import DseeConfig
 from dsee.update.layer import update_layers
+from dsee.update.masked import keeps_to_mask
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
@@ -66,12 +68,14 @@ def export_lora(model: Any, folder: str | Path, adapter: str | None = None, *, u
         The folder.
 
     Raises:
-        InputError: no PeftModel, no such adapter, or one that is not dsee's; or a folder that holds something else.
-        OrderError: the update is zero everywhere, so that there is nothing to export.
+        InputError: no PeftModel, no such adapter, one that is not dsee's or keeps to a mask; or a folder that holds
+            something else.
+        OrderError: the update is zero everywhere, so that there is nothing to export, or the model has gates.
         ArtifactError: the folder could not be written.
     """
     name = _adapter_name(model, adapter)
     base = model.get_base_model()
+    _refuse_what_lora_cannot_say(base, name)
     factors = {path: lora_factors(layer, name) for path, layer in update_layers(base) if layer.has_update(name)}
     factors = {path: (B, A) for path, (B, A) in factors.items() if A.shape[0]}
     if not factors:
@@ -111,6 +115,20 @@ def _adapter_name(model: Any, adapter: str | None) -> str:
             "with model.save_pretrained(folder)."
         )
     return adapter
+
+
+def _refuse_what_lora_cannot_say(base: Any, name: str) -> None:
+    if has_gates(base):
+        raise OrderError(
+            "export_lora: this model has gates, which no LoRA adapter holds. Call dsee.fold_gates(model) first, and "
+            "ship the base that this leaves."
+        )
+    held = [path for path, layer in update_layers(base) if layer.has_update(name) and keeps_to_mask(layer, name)]
+    if held:
+        raise InputError(
+            f"export_lora: adapter {name!r} keeps to the base's mask (first: {held[0]}), and a masked U V has no low "
+            "rank. Merge it, or save it as it is: dsee.save(model, folder, base=False)."
+        )
 
 
 def _padded(factors: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

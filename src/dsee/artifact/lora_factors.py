@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from dsee.update.fused import FusedUp
 from dsee.update.layer import DseeLayer
 
 
@@ -24,12 +23,10 @@ def lora_factors(layer: DseeLayer, adapter: str) -> tuple[torch.Tensor, torch.Te
     """
     scaling = layer.dsee_scaling[adapter]
     ups, lows = [], []
-    if adapter in layer.dsee_U:
-        up = layer.dsee_U[adapter]
-        # with zeros between the blocks of the parts
-        full = up.dense() if isinstance(up, FusedUp) else up.weight.detach()
-        ups.append(full * scaling)
-        lows.append(layer.dsee_V[adapter].weight.detach())
+    factors = layer.factors(adapter)
+    if factors is not None:
+        ups.append(factors[0] * scaling)
+        lows.append(factors[1])
     if adapter in layer.dsee_S:
         sparse = layer.dsee_S[adapter]
         sparse.check()

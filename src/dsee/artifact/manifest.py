@@ -13,12 +13,14 @@ from dsee._version import __version__
 from dsee.errors import ArtifactError, InputError
 
 NAME = "dsee.json"
-#: Raised when older releases could no longer read what this one writes.
-FORMAT = 1
+#: Raised when older releases can no longer read what this one writes: 2 has compact files, branches of a split merge,
+#: and updates without their base. A folder with none of these says 1.
+FORMAT = 2
+FIRST_FORMAT = 1
 #: A manifest is a few kilobytes; this bounds what a hostile one can make us read.
 LARGEST_MANIFEST = 16 * 2**20
 
-Kind = Literal["model", "adapted", "onnx", "lora"]
+Kind = Literal["model", "adapted", "update", "onnx", "lora"]
 
 
 class FileEntry(BaseModel):
@@ -36,8 +38,8 @@ class Manifest(BaseModel):
     Attributes:
         format: version of the folder's layout.
         dsee: version of the library that wrote it.
-        kind: "model" (a plain or cut transformers model), "adapted" (a base with an update beside it), "onnx" or "lora"
-            (an update exported as a LoRA adapter, without its base).
+        kind: "model" (a plain or cut transformers model), "adapted" (a base with an update beside it), "update" (the
+            same without the base's weights), "onnx" or "lora" (an update exported as a LoRA adapter).
         history: the steps the model has been through.
         structure: heads and neurons of each layer, if the family is mapped.
         adapters: names of the updates beside the base, in their order.
@@ -48,7 +50,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: int = FORMAT
+    format: int = FIRST_FORMAT
     dsee: str = __version__
     kind: Kind
     history: list[dict[str, Any]] = []

@@ -40,10 +40,15 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, Any]:
     sizes: dict[str, int] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         sizes |= _sizes(path)
+    kept: dict[str, int] = {}
+    if "compact.json" in manifest.files:
+        sizes, kept = _compact(folder)
     if sizes:
         facts["parameters"] = sum(sizes.values())
     if masks.name in manifest.files:
-        facts["masks"] = _masks(masks, sizes)
+        kept |= _kept(masks)
+    if kept:
+        facts["masks"] = _masks(kept, sizes)
     return facts
 
 
@@ -57,15 +62,35 @@ def _sizes(path: Path) -> dict[str, int]:
         return {name: prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - not a dict
 
 
-def _masks(path: Path, sizes: dict[str, int]) -> dict[str, Any]:
-    """Masked matrices, their weights, and the share of zeros the masks ask for."""
+def _compact(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Numbers in each tensor of a compact checkpoint, and in each masked matrix those that are kept."""
+    index = json.loads((folder / "compact.json").read_text(encoding="utf-8"))
+    found: dict[str, int] = {}
+    for file in index["files"]:
+        found |= _sizes(folder / file)
+    encoded = {name: facts["shape"][0] * facts["shape"][1] for name, facts in index["tensors"].items()}
+    kept = {
+        name.removesuffix(".weight"): found[f"{name}.dsee_values"]
+        for name, facts in index["tensors"].items()
+        if facts["mask"]
+    }
+    plain = {name: size for name, size in found.items() if not name.endswith((".dsee_bits", ".dsee_values"))}
+    return plain | encoded, kept
+
+
+def _kept(path: Path) -> dict[str, int]:
+    """Of each mask how many weights it keeps."""
     import numpy as np
     from safetensors.numpy import load_file
 
-    bits = load_file(path)
-    weights = sum(sizes.get(f"{name}.weight", 0) for name in bits)
-    kept = sum(int(np.unpackbits(packed).sum()) for packed in bits.values())
-    return {"matrices": len(bits), "weights": weights, "zeros": round(1 - kept / weights, 6) if weights else None}
+    return {name: int(np.unpackbits(packed).sum()) for name, packed in load_file(path).items()}
+
+
+def _masks(kept: dict[str, int], sizes: dict[str, int]) -> dict[str, Any]:
+    """Masked matrices, their weights, and the share of zeros the masks ask for."""
+    weights = sum(sizes.get(f"{name}.weight", 0) for name in kept)
+    zeros = round(1 - sum(kept.values()) / weights, 6) if weights else None
+    return {"matrices": len(kept), "weights": weights, "zeros": zeros}
 
 
 def _text(folder: Path, facts: dict[str, Any]) -> str:
@@ -79,9 +104,9 @@ def _text(folder: Path, facts: dict[str, Any]) -> str:
         lines.append(f"parameters  {facts['parameters']:,}")
     if "masks" in facts:
         masks = facts["masks"]
-        lines.append(
-            f"zeros       {masks['zeros']:.1%} of {masks['weights']:,} weights in {masks['matrices']} matrices"
-        )
+        # of an update without its base the weights are not here to be counted
+        share = f"{masks['zeros']:.1%} of {masks['weights']:,} weights in " if masks["weights"] else "masks of "
+        lines.append(f"zeros       {share}{masks['matrices']} matrices")
     if facts["structure"]:
         lines += [f"{unit:<11} {' '.join(map(str, sizes))}" for unit, sizes in facts["structure"].items()]
     lines += [f"{key:<11} {value}" for key, value in facts["facts"].items() if not isinstance(value, dict)]

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from dsee.errors import InputError, OrderError
 from dsee.kernels.matrix import Kind, SparseMatrix, pack
 from dsee.kernels.operator import sparse_linear_op
-from dsee.kernels.product import activate, compute
+from dsee.kernels.product import Side, activate, compute
 
 #: Where a layer keeps its packed weight.
 STATE = "_dsee_sparse"
@@ -31,34 +31,50 @@ class Packed:
         kind: "blocks" or "weights".
         activation: applied to the result, or None.
         matrix: the packed weight; None before it is made.
-        source: address and count of changes of the weight that was packed.
+        side: a packed low-rank branch, for layers that have one.
+        source: address and count of changes of each tensor that was packed.
     """
 
     kind: Kind
     activation: str | None = None
     matrix: SparseMatrix | None = None
-    source: tuple[int, int] = (0, 0)
+    side: Side | None = None
+    source: tuple[Any, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
         # a packed matrix holds addresses; the copy packs its own weight when it needs it
         return Packed(self.kind, self.activation)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"kind": self.kind, "activation": self.activation, "matrix": None, "source": (0, 0)}
+        return {"kind": self.kind, "activation": self.activation, "matrix": None, "side": None, "source": ()}
 
 
-def _usable(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+def kernels_can(x: torch.Tensor, weight: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Whether the kernels can compute with these tensors: float32 on the CPU, and no gradient asked for.
+
+    Args:
+        x: the input.
+        weight: the weight.
+        *others: bias and whatever else takes part.
+    """
     if x.dtype != torch.float32 or weight.dtype != torch.float32 or not (x.is_cpu and weight.is_cpu):
         return False
-    if torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, *others)):
         return False
     return not torch.is_autocast_enabled("cpu")
 
 
+def mark(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return what changes when a tensor does: its address and the count of its changes.
+
+    Args:
+        tensor: any tensor; one of inference mode keeps no count, and nothing trains it.
+    """
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
 class OnKernels(nn.Module):
-    """The forward pass that the two classes below share."""
+    """The forward pass that the classes below share."""
 
     _dsee_sparse: Packed
 
@@ -69,8 +85,7 @@ class OnKernels(nn.Module):
     def packed(self) -> SparseMatrix:
         """Return the packed weight, made again if the weight has changed since."""
         state, weight = self._dsee_sparse, cast("torch.Tensor", self._parameters["weight"])
-        # tensors of inference mode keep no count of their changes, and nothing trains them
-        source = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        source = mark(weight)
         if state.matrix is None or source != state.source:
             state.matrix = pack(self._oriented(), state.kind)
             state.source = source
@@ -88,7 +103,7 @@ class OnKernels(nn.Module):
         # the dictionaries rather than attributes: small products take microseconds, and so does nn.Module's lookup
         own: Any = self._parameters
         state, weight, bias = self.__dict__[STATE], own["weight"], own["bias"]
-        if not _usable(input, weight, bias):
+        if not kernels_can(input, weight, bias):
             return activate(functional.linear(input, self._oriented(), bias), state.activation)
         if torch.compiler.is_compiling() and state.matrix is not None:
             # a compiled graph keeps the packed weight that it saw
@@ -117,13 +132,14 @@ class SparseConv1D(OnKernels, Conv1D):
 CLASSES: dict[type[Any], type[Any]] = {nn.Linear: SparseLinear, Conv1D: SparseConv1D}
 
 
-def to_kernels(linear: nn.Module, kind: Kind, activation: str | None = None) -> None:
+def to_kernels(linear: nn.Module, kind: Kind, activation: str | None = None, *, packed: Packed | None = None) -> None:
     """Let a linear layer run on the kernels, in place.
 
     Args:
         linear: an ``nn.Linear`` or ``Conv1D``.
         kind: "blocks" or "weights".
         activation: a key of ``ACTIVATIONS`` to apply to the result.
+        packed: what another layer with the same weight packed already, in place of both.
 
     Raises:
         InputError: a layer of another class.
@@ -131,7 +147,7 @@ def to_kernels(linear: nn.Module, kind: Kind, activation: str | None = None) -> 
     found = CLASSES.get(type(linear))
     if found is None:
         raise InputError(f"to_kernels: a {type(linear).__name__} cannot run on the kernels; nn.Linear and Conv1D can.")
-    linear.__dict__[STATE] = Packed(kind, activation)
+    linear.__dict__[STATE] = packed or Packed(kind, activation)
     linear.__class__ = found
     if isinstance(linear, OnKernels):
         linear.packed()

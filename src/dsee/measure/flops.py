@@ -18,6 +18,7 @@ from dsee.architectures._registry import plain_model
 from dsee.measure.sample import check_sizes
 from dsee.update.bases import linear_shape
 from dsee.update.layer import DseeLayer
+from dsee.update.side import SideBranch
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Flops:
         projections: query, key, value and output projections.
         attention: the products of attention.
         feed_forward: the linears of the feed-forward parts.
-        update: low-rank and sparse branches that run beside a weight (none after merging).
+        update: low-rank and sparse branches that run beside a weight (none after merging, but for a split merge).
         rest: pooler, task head and other linears.
         effective: total with exact zeros of the weights left out. Theoretical: time is another matter.
     """
@@ -157,12 +158,15 @@ def _linear(linear: Any, tokens: int) -> int:
 
 
 def _update(linear: Any, tokens: int) -> int:
-    """Branches that run now: active, not disabled, not merged."""
+    """Branches that run now: of a split merge, and of updates that are active, not disabled, not merged."""
+    base = _base(linear)
+    beside = (base.side_up, base.side_low, base.side_values) if isinstance(base, SideBranch) else ()
+    branch = sum(2 * tokens * part.numel() for part in beside if part is not None)
     if not isinstance(linear, DseeLayer) or linear.merged or linear.disable_adapters:
-        return 0
+        return branch
     parts = (linear.dsee_U, linear.dsee_V, linear.dsee_S)
     running = [part[name] for name in linear.active_adapters for part in parts if name in part]
-    return sum(2 * tokens * int(module.weight.numel()) for module in running)
+    return branch + sum(2 * tokens * int(module.weight.numel()) for module in running)
 
 
 def _outside(model: nn.Module, views: list[LayerView]) -> Iterator[tuple[nn.Module, bool]]:

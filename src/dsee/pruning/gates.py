@@ -23,6 +23,7 @@ from dsee.masks import bare
 from dsee.pruning.scores import ScoreInput, register_score
 from dsee.update.bases import is_quantised, refuse_recomputed
 from dsee.update.layer import GATE, DseeLayer, any_merged
+from dsee.update.side import SideBranch
 
 #: Unit -> the part whose input its gates multiply.
 READERS = {"heads": "output", "neurons": "ffn_out"}
@@ -73,6 +74,8 @@ def add_gates(model: nn.Module, *, heads: bool = True, neurons: bool = True) -> 
 def _check_foldable(linear: Any, key: str) -> None:
     base = bare(linear) if isinstance(linear, DseeLayer) else linear
     refuse_recomputed(base, key)
+    if isinstance(base, SideBranch):
+        raise ArchitectureError(f"{key}: it has a branch of a split merge, which no gate is folded into. Gate first.")
     if not isinstance(base, (nn.Linear, Conv1D)) or is_quantised(base):
         raise ArchitectureError(
             f"{key}: no gate can be folded into a {type(base).__name__}, only into a Linear or Conv1D in floating "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,12 @@ from torch import nn
 
 from dsee.errors import InputError, OrderError
 from dsee.kernels import from_kernels, library, on_kernels, to_kernels, why_not
-from dsee.kernels.linear import CLASSES
-from dsee.kernels.matrix import Kind, pack
-from dsee.kernels.product import compute
+from dsee.kernels.linear import CLASSES, STATE, Packed
+from dsee.kernels.matrix import Kind
 from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
 from dsee.runtime.activations import fuse, unfuse
+from dsee.runtime.side_kernels import register
 
 #: A sparse way has to win by this share of the dense time, or the layer stays dense.
 MARGIN = 0.03
@@ -122,6 +123,7 @@ def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None,
     inputs = dict(sample) if sample is not None else sample_inputs(model, 1, min(128, longest_input(model)))
 
     found = library()
+    register()
     with evaluating(model), torch.inference_mode():
         seen = _seen(model, inputs)
         tokens = max((x.numel() // x.shape[-1] for x in seen.values()), default=0)
@@ -129,10 +131,13 @@ def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None,
         if found is None:
             return choices
         before = _whole(model, inputs, rounds)
+        packed: dict[str, Packed] = {}
         for name, x in seen.items():
-            linear = model.get_submodule(name)
-            choices.layers.append(_choose(name, linear, x, rounds))
-        _apply(model, choices)
+            choice, state = _choose(name, model.get_submodule(name), x, rounds)
+            choices.layers.append(choice)
+            if state is not None:
+                packed[name] = state
+        _apply(model, choices, packed)
         if any(layer.chosen != DENSE for layer in choices.layers):
             choices.gain = before / _whole(model, inputs, rounds)
     if choices.gain < 1.0:
@@ -167,19 +172,22 @@ def _seen(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, tor
     return found
 
 
-def _choose(name: str, linear: Any, x: torch.Tensor, rounds: int) -> Choice:
-    plain = linear.weight if type(linear) is nn.Linear else linear.weight.T
+def _choose(name: str, linear: Any, x: torch.Tensor, rounds: int) -> tuple[Choice, Packed | None]:
+    """Time a layer on its input; the packed weight of the way that won comes back with it."""
     kinds: tuple[Kind, ...] = ("blocks", "weights")
-    zeros = float((plain == 0).float().mean())
-    packed = {kind: pack(plain, kind) for kind in kinds} if zeros > 1 - DENSEST else {}
-    packed = {kind: matrix for kind, matrix in packed.items() if matrix.density <= DENSEST}
-    calls: dict[str, Callable[[], Any]] = {DENSE: lambda: linear(x)}
-    for kind, matrix in packed.items():
-        calls[kind] = partial(compute, x, matrix, linear.bias, None, None)
-    times = _race(calls, rounds) if packed else {DENSE: 0.0}
+    twins: dict[str, Any] = {}
+    if float((linear.weight == 0).float().mean()) > 1 - DENSEST:
+        for kind in kinds:
+            # shares everything with the layer but its class
+            twins[kind] = copy.copy(linear)
+            to_kernels(twins[kind], kind)
+    density = {kind: twin.packed().density for kind, twin in twins.items() if twin.packed().density <= DENSEST}
+    calls: dict[str, Callable[[], Any]] = {DENSE: partial(linear, x)}
+    calls |= {kind: partial(twins[kind], x) for kind in density}
+    times = _race(calls, rounds) if density else {DENSE: 0.0}
     best = min(times, key=times.__getitem__)
     chosen = best if times[best] < (1 - MARGIN) * times[DENSE] else DENSE
-    return Choice(name, chosen, times, {kind: matrix.density for kind, matrix in packed.items()})
+    return Choice(name, chosen, times, density), None if chosen == DENSE else twins[chosen].__dict__[STATE]
 
 
 def _race(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -198,16 +206,14 @@ def _whole(model: nn.Module, inputs: Mapping[str, torch.Tensor], rounds: int) ->
     return _race({"model": lambda: model(**inputs)}, rounds)["model"]
 
 
-def _apply(model: nn.Module, choices: Choices) -> None:
-    kinds = {layer.name: layer.chosen for layer in choices.layers if layer.chosen != DENSE}
-    for name, kind in kinds.items():
+def _apply(model: nn.Module, choices: Choices, packed: Mapping[str, Packed]) -> None:
+    for name, state in packed.items():
         linear = model.get_submodule(name)
-        to_kernels(linear, "blocks" if kind == "blocks" else "weights")
+        to_kernels(linear, state.kind, packed=state)
         choices._undo.append(partial(from_kernels, linear))
     fused = fuse(model)
     choices._undo.append(partial(unfuse, fused))
     named = {id(each.linear): each.name for each in fused}
     choices.layers = [
-        Choice(each.name, each.chosen, each.times_ms, each.density, named.get(id(model.get_submodule(each.name))))
-        for each in choices.layers
+        replace(each, activation=named.get(id(model.get_submodule(each.name)))) for each in choices.layers
     ]

@@ -12,6 +12,7 @@ from dsee.masks import get_mask, set_mask
 from dsee.update.bases import is_quantised, linear_shape, refuse_recomputed
 from dsee.update.fused import FusedUp, check_even
 from dsee.update.layer import DseeLayer
+from dsee.update.side import SideBranch
 from dsee.update.sparse_delta import SparseDelta
 
 
@@ -28,6 +29,10 @@ def check_cuttable(linear: Any, key: str) -> None:
     """
     base: Any = linear.get_base_layer() if isinstance(linear, DseeLayer) else linear
     refuse_recomputed(base, key)
+    if isinstance(base, SideBranch):
+        raise ArchitectureError(
+            f"{key}: it has a branch of a split merge, which a cut would not follow. Prune first, then merge."
+        )
     if is_quantised(base) or (not isinstance(base, nn.Linear) and type(base).__name__ != "Conv1D"):
         raise ArchitectureError(
             f"{key}: a {type(base).__name__} cannot be cut: only plain Linear and Conv1D can. Load the model without "

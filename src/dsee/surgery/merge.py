@@ -11,17 +11,16 @@ from transformers.pytorch_utils import Conv1D
 
 from dsee.errors import ArtifactError, InputError, OrderError, nearest
 from dsee.kernels.linear import refuse_on_kernels
-from dsee.masks import get_mask, oriented, set_mask
+from dsee.masks import oriented, set_mask
 from dsee.steps import record
 from dsee.surgery.gates import fold_present
+from dsee.surgery.split import split
 from dsee.update.bases import check_writable, is_quantised
 from dsee.update.layer import any_merged, update_layers
+from dsee.update.masked import sparse_masks
 
-Policy = Literal["masked", "dense", "error"]
-POLICIES: tuple[str, ...] = ("masked", "dense", "error")
-
-#: A pre-trained matrix has no zeros to speak of; from this share on they are taken for a mask.
-MASK_FROM = 0.01
+Policy = Literal["masked", "dense", "split", "error"]
+POLICIES: tuple[str, ...] = ("masked", "dense", "split", "error")
 
 
 def merge(model: Any, policy: Policy = "masked") -> Any:
@@ -29,19 +28,22 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
 
     Removed heads and neurons commute with merging, so there the merge is exact. A base with zeros is another matter:
     dW is dense, and adding it would wipe them out. What counts as a zero is the mask of :func:`dsee.prune` where there
-    is one, else, in a base that came with at least 1 % zeros, the zeros themselves. Gates, if there are any,
-    are folded into the weights.
+    is one, else, in a base that came with at least 1 % zeros, the zeros themselves. An update tuned with
+    ``DseeConfig(masked=True)`` lies on no zero, so that every policy merges it exactly. Gates, if there are any, are
+    folded into the weights.
 
     Args:
         model: a PeftModel with a DSEE update. Its base is changed in place and returned, as by ``merge_and_unload``.
         policy: "masked" keeps every zero of a sparse matrix and warns of the part of dW it drops there; "dense" is
-            exact and warns of the zeros it destroys; "error" refuses to merge into a sparse matrix.
+            exact and warns of the zeros it destroys; "split" is exact and keeps every zero, with what of the update
+            would fall on them beside the matrix (:class:`dsee.update.SideLinear`); "error" refuses to merge an update
+            that lies on zeros.
 
     Returns:
         The transformers model, without PEFT.
 
     Raises:
-        OrderError: nothing to merge, or ``policy="error"`` and a matrix is sparse.
+        OrderError: nothing to merge, ``policy="error"`` and zeros would go, or ``policy="split"`` a second time.
         InputError: an unknown policy.
     """
     if policy not in POLICIES:
@@ -54,33 +56,43 @@ def merge(model: Any, policy: Policy = "masked") -> Any:
     if any_merged(model):
         raise OrderError("merge: an update is merged already. Call unmerge_adapter() first.")
     _check_mergeable(model)
-    masks = _masks(model)
-    if masks and policy == "error":
+    masks = sparse_masks(update_layers(model))
+    if policy == "error" and (threatened := [name for name, (off, _) in _lost(model, masks).items() if off]):
         raise OrderError(
-            f"merge: {len(masks)} matrices hold zeros that merging would destroy (first: {next(iter(masks))})."
+            f"merge: {len(threatened)} matrices hold zeros that merging would destroy (first: {_path(threatened[0])})."
         )
     fold_present(model)
-    dropped = _dropped_share(model, masks) if masks else 0.0
+    lost = _lost(model, masks)
+    hurt = {name: masks[name] for name, (off, _) in lost.items() if off}
     before = _zeros(model)
+    aside = [_path(name) for name in split(model, hurt)] if policy == "split" and hurt else []
     tuner: Any = model
     merged = tuner.merge_and_unload(safe_merge=True)
-    if policy == "masked":
-        _apply(merged, masks)
-    else:
-        for name in masks:
-            # its zeros are gone
-            set_mask(merged.get_submodule(name), None)
+    for name, mask in masks.items():
+        linear = merged.get_submodule(_path(name))
+        if name not in hurt or policy != "dense":
+            # bits that were stored are still there; only the zeros are written again
+            oriented(linear).masked_fill_(~mask, 0.0)
+        else:
+            set_mask(linear, None)
     after = _zeros(merged)
-    if masks and policy == "dense":
-        warnings.warn(f"merge: zeros fell from {before:.1%} to {after:.1%} of the matrices' weights.", stacklevel=2)
-    elif masks:
-        warnings.warn(
-            f"merge: every zero kept; {dropped:.1%} of the update's norm lay on zeros and was dropped.",
-            stacklevel=2,
-        )
+    dropped = _share(lost) if policy == "masked" else 0.0
+    if hurt:
+        warnings.warn(_said(policy, before, after, dropped, len(aside)), stacklevel=2)
     merged.requires_grad_(False)
-    record(merged, "merge", policy=policy, zeros_before=round(before, 6), zeros_after=round(after, 6))
+    facts = {"zeros_before": round(before, 6), "zeros_after": round(after, 6)}
+    if masks and policy == "masked":
+        facts["dropped"] = round(dropped, 6)
+    record(merged, "merge", policy=policy, **facts)
     return merged
+
+
+def _said(policy: str, before: float, after: float, dropped: float, aside: int) -> str:
+    if policy == "dense":
+        return f"merge: zeros fell from {before:.1%} to {after:.1%} of the matrices' weights."
+    if policy == "split":
+        return f"merge: every zero kept; on {aside} matrices a part of the update stays beside the weight."
+    return f"merge: every zero kept; {dropped:.1%} of the update's norm lay on zeros and was dropped."
 
 
 def _check_mergeable(model: nn.Module) -> None:
@@ -95,48 +107,32 @@ def _check_mergeable(model: nn.Module) -> None:
 PEFT_PREFIX = "base_model.model."
 
 
-def _masks(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Path in the base model -> what is kept, (out, in), for every sparse matrix that carries an update.
+def _path(name: str) -> str:
+    """Path in the base model of a module of the PeftModel."""
+    return name.removeprefix(PEFT_PREFIX)
 
-    A mask that is stored counts as it is; a matrix without one, of a base that came with zeros, by its zeros.
-    """
-    stored: dict[str, torch.Tensor] = {}
-    found: dict[str, torch.Tensor] = {}
+
+def _lost(model: nn.Module, masks: dict[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
+    """For every sparse matrix the square of dW's norm on its zeros, and of all of dW."""
+    found = {}
     for name, layer in update_layers(model):
-        if is_quantised(layer.get_base_layer()):
-            # its zeros are what rounds to zero
+        if name not in masks:
             continue
-        mask = get_mask(layer)
-        (found if mask is None else stored)[name.removeprefix(PEFT_PREFIX)] = (
-            oriented(layer) != 0 if mask is None else mask
-        )
-    zeros = {name: 1.0 - mask.float().mean().item() for name, mask in found.items()}
-    # one threshold for a whole model leaves some matrices with very few zeros, and those count too
-    if all(share < MASK_FROM for share in zeros.values()):
-        return stored
-    return stored | {name: mask for name, mask in found.items() if zeros[name]}
-
-
-def _dropped_share(model: nn.Module, masks: dict[str, torch.Tensor]) -> float:
-    """Norm of dW on the zeros over the norm of dW, over all sparse matrices."""
-    lost = total = 0.0
-    for name, layer in update_layers(model):
-        mask = masks.get(name.removeprefix(PEFT_PREFIX))
-        if mask is None:
-            continue
+        off = total = 0.0
         for adapter in layer.active_adapters:
             if layer.has_update(adapter):
                 delta = layer.get_delta_weight(adapter).float()
                 delta = delta.T if layer.transposed else delta
-                lost += float(delta[~mask].square().sum())
+                off += float(delta[~masks[name]].square().sum())
                 total += float(delta.square().sum())
-    return float((lost / total) ** 0.5) if total else 0.0
+        found[name] = (off, total)
+    return found
 
 
-def _apply(model: nn.Module, masks: dict[str, torch.Tensor]) -> None:
-    """Write the zeros again; bits that were stored are still there."""
-    for name, mask in masks.items():
-        oriented(model.get_submodule(name)).masked_fill_(~mask, 0.0)
+def _share(lost: dict[str, tuple[float, float]]) -> float:
+    """Norm of dW on the zeros over the norm of dW, over all sparse matrices."""
+    off, total = (sum(pair[i] for pair in lost.values()) for i in (0, 1))
+    return float((off / total) ** 0.5) if total else 0.0
 
 
 def _zeros(model: nn.Module) -> float:

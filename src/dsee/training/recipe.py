@@ -31,6 +31,7 @@ class UpdateSpec(Section):
     n_sparse: Annotated[int, Field(ge=0)] = 64
     use_rslora: bool = False
     support: str = "grebsmo"
+    masked: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None

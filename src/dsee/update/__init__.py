@@ -3,6 +3,16 @@
 from dsee.update.config import DseeConfig, DseePeftType
 from dsee.update.layer import DseeLayer, DseeLinear
 from dsee.update.model import DseeModel
+from dsee.update.side import SideConv1D, SideLinear
 from dsee.update.sparse_delta import SparseDelta
 
-__all__ = ["DseeConfig", "DseeLayer", "DseeLinear", "DseeModel", "DseePeftType", "SparseDelta"]
+__all__ = [
+    "DseeConfig",
+    "DseeLayer",
+    "DseeLinear",
+    "DseeModel",
+    "DseePeftType",
+    "SideConv1D",
+    "SideLinear",
+    "SparseDelta",
+]

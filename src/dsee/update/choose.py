@@ -14,7 +14,7 @@ from torch import nn
 from dsee import support
 from dsee.errors import InputError, OrderError, listed, nearest
 from dsee.update.layer import DseeLayer, any_merged, update_layers
-from dsee.update.positions import Parts, check_names, find_support, size_of, sizes_of
+from dsee.update.positions import Parts, check_names, find_support, held_to_mask, size_of, sizes_of
 from dsee.update.sparse_delta import SparseDelta
 
 #: Bytes of dense gradients held at a time: 113 matrices of 768 x 768.
@@ -93,7 +93,7 @@ def choose_support(
                 seed=seed,
                 key=key,
                 parts=place.parts,
-                kept=kept,
+                kept=kept or held_to_mask(place.layer, config),
                 gradient=gradient,
             )
     for key, chosen in found.items():

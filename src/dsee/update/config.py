@@ -41,6 +41,9 @@ class DseeConfig(PeftConfig):
         positions: module name (or regular expression) -> flat positions ``row * in + column``, or (row, column) pairs,
             in (out, in) orientation; for ``support="explicit"``. A target module that is not named gets no S2.
         within_mask: choose among the weights that the base's mask keeps, or without a mask among those not zero.
+        masked: keep the update to the base's mask while it is tuned, W S1 + S1 s (U V + S2), so that a masked merge
+            changes nothing. Masks that come later count from then on. Costs a product of W's size more per step for
+            each masked matrix; see :mod:`dsee.update.masked`.
         seed: seeds the choice of the support and nothing else.
         dropout: dropout on the update's input.
         rank_pattern: module name (or regular expression) -> r for that module.
@@ -72,6 +75,7 @@ class DseeConfig(PeftConfig):
     support: str = field(default="grebsmo")
     positions: dict[str, Any] = field(default_factory=dict)
     within_mask: bool = field(default=False)
+    masked: bool = field(default=False)
     seed: int = field(default=0)
     dropout: float = field(default=0.0)
     rank_pattern: dict[str, int] = field(default_factory=dict)

@@ -35,7 +35,7 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def can_fold(base: nn.Module, x: torch.Tensor) -> bool:
+def is_plain_product(base: nn.Module, x: torch.Tensor) -> bool:
     """Whether ``base(x)`` is nothing but a product with a plain weight, so that the product may be done for it.
 
     Args:
@@ -50,11 +50,20 @@ def can_fold(base: nn.Module, x: torch.Tensor) -> bool:
         type(weight) is nn.Parameter
         and type(weight.data) is torch.Tensor
         and not weight.requires_grad
-        and weight.dtype in FULL_PRECISION
         and x.dtype == weight.dtype
         and x.device == weight.device
         and not torch.is_autocast_enabled(x.device.type)
     )
+
+
+def can_fold(base: nn.Module, x: torch.Tensor) -> bool:
+    """Whether S2 may be added to a copy of the base's weight: a plain product in full precision.
+
+    Args:
+        base: the layer as it stands in the model, whatever is around it.
+        x: its input.
+    """
+    return x.dtype in FULL_PRECISION and is_plain_product(base, x)
 
 
 def worth_folding(n_sparse: int, tokens: int, weights: int) -> bool:

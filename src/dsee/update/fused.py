@@ -156,12 +156,11 @@ class FusedUp(nn.Module):
 
     def dense(self) -> torch.Tensor:
         """Return U as one matrix of shape (out, parts x r): U V is then the whole layer's low-rank update."""
-        full = self.weight.new_zeros(self.out_features, len(self.parts) * self.weight.shape[1])
-        rank = self.weight.shape[1]
-        for i, (part, block) in enumerate(zip(self.parts, self.weight.detach().split(self.part_features), strict=True)):
-            rows = slice(part * self.part_features, (part + 1) * self.part_features)
-            full[rows, i * rank : (i + 1) * rank] = block
-        return full
+        rank, count = self.weight.shape[1], len(self.parts)
+        full = [self.weight.new_zeros(self.part_features, count * rank) for _ in PARTS]
+        for i, (part, block) in enumerate(zip(self.parts, self.blocks(), strict=True)):
+            full[part] = nn.functional.pad(block, (i * rank, (count - 1 - i) * rank))
+        return torch.cat(full)
 
     def kept_rows(self, keep: torch.Tensor) -> torch.Tensor:
         """Return which rows of ``weight`` stay when rows of the layer's output do.

@@ -11,11 +11,19 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dsee.errors import ArtifactError, InputError, OrderError
-from dsee.masks import hold
+from dsee.masks import get_mask, hold
 from dsee.update.bases import check_writable, is_quantised, linear_shape, quantisation_of, read_weight
 from dsee.update.config import DseeConfig
 from dsee.update.folded import can_fold, has_hooks, worth_folding
 from dsee.update.fused import PARTS, FusedUp, parts_of
+from dsee.update.masked import (
+    can_merge_on_the_fly,
+    keeps_to_mask,
+    masked_product,
+    product_with_merged,
+    shifted,
+    written_out,
+)
 from dsee.update.positions import new_sparse
 from dsee.update.sparse_delta import SparseDelta
 from dsee.update.thin import ThinLinear
@@ -50,7 +58,7 @@ class DseeLayer(BaseTunerLayer):
     """What PEFT needs to know of a layer with updates: the names of its parts, by adapter."""
 
     adapter_layer_names: tuple[str, ...] = ("dsee_U", "dsee_V", "dsee_S")
-    other_param_names: tuple[str, ...] = ("dsee_scaling", "dsee_dropout", "dsee_parts")
+    other_param_names: tuple[str, ...] = ("dsee_scaling", "dsee_dropout", "dsee_parts", "dsee_masked")
 
     if TYPE_CHECKING:
         # PEFT's, which mypy would otherwise take for sub-modules
@@ -71,8 +79,10 @@ class DseeLayer(BaseTunerLayer):
         self.dsee_dropout: Any = nn.ModuleDict()
         self.dsee_scaling: dict[str, float] = {}
         self.dsee_parts: dict[str, tuple[int, ...]] = {}
+        self.dsee_masked: dict[str, bool] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
+        self._unmerged: torch.Tensor | None = None
 
     @property
     def transposed(self) -> bool:
@@ -99,6 +109,7 @@ class DseeLayer(BaseTunerLayer):
         if parts is not None:
             self.dsee_parts[adapter_name] = parts
         self.dsee_scaling[adapter_name] = config.scaling(rank, alpha)
+        self.dsee_masked[adapter_name] = config.masked
         self.dsee_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         if rank:
             low = nn.Linear(in_features, rank * len(parts or [0]), bias=False)
@@ -134,8 +145,8 @@ class DseeLayer(BaseTunerLayer):
         counts = [int((of_row == part).sum()) for part in self.dsee_parts[adapter_name]]
         return counts[0] if len(set(counts)) == 1 else counts
 
-    def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return U (out, k) and V (k, in) without s, or None where the update is sparse only.
+    def live_factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return U (out, k) and V (k, in) without s, as gradients see them, or None where the update is sparse only.
 
         k is r, and for a fused layer r for each of its parts, with zeros in U where a part is not another's.
 
@@ -145,27 +156,51 @@ class DseeLayer(BaseTunerLayer):
         if adapter_name not in self.dsee_U:
             return None
         up, low = self.dsee_U[adapter_name], self.dsee_V[adapter_name]
-        return (up.dense() if isinstance(up, FusedUp) else up.weight.detach()), low.weight.detach()
+        return (up.dense() if isinstance(up, FusedUp) else up.weight), low.weight
 
-    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """Return dW = s (U V + S2), dense, in the base's own orientation and the update's dtype.
+    def live_sparse(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return S2's N values without s, as gradients see them, and their flat positions, or None without an S2.
 
         Args:
             adapter_name: the adapter's name.
         """
-        delta = torch.zeros(linear_shape(self.get_base_layer()), device=self.get_base_layer().weight.device)
-        factors = self.factors(adapter_name)
-        if factors is not None:
-            delta = delta.to(factors[0].dtype) + factors[0] @ factors[1]
-        if adapter_name in self.dsee_S:
-            delta = delta + self.dsee_S[adapter_name].dense()
-        delta = delta * self.dsee_scaling[adapter_name]
+        if adapter_name not in self.dsee_S:
+            return None
+        sparse: SparseDelta = self.dsee_S[adapter_name]
+        sparse.check_once()
+        return sparse.weight, sparse.indices
+
+    def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return :meth:`live_factors`, detached.
+
+        Args:
+            adapter_name: the adapter's name.
+        """
+        found = self.live_factors(adapter_name)
+        return None if found is None else (found[0].detach(), found[1].detach())
+
+    @torch.no_grad()
+    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
+        """Return dW = s (U V + S2), dense, in the base's own orientation and the update's dtype.
+
+        Of an update that keeps to the base's mask what the mask leaves of it.
+
+        Args:
+            adapter_name: the adapter's name.
+        """
+        shape = linear_shape(self.get_base_layer())
+        if not self.has_update(adapter_name):
+            return torch.zeros(shape[::-1] if self.transposed else shape, device=self.get_base_layer().weight.device)
+        mask = get_mask(self) if keeps_to_mask(self, adapter_name) else None
+        factors, sparse = self.factors(adapter_name), self.live_sparse(adapter_name)
+        delta = written_out(shape, factors, sparse, self.dsee_scaling[adapter_name], mask)
         return delta.T if self.transposed else delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the active updates to W in place.
 
-        A quantised W is dequantised, added to and quantised again by PEFT's means, with the rounding that goes with it.
+        A copy of W is kept until they are unmerged, so that W comes back to the bit however often that is done. A
+        quantised W is dequantised, added to and quantised again by PEFT's means, with the rounding that goes with it.
 
         Args:
             safe_merge: refuse a result that is not finite.
@@ -181,11 +216,17 @@ class DseeLayer(BaseTunerLayer):
             merged = self._shifted(name, 1)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ArtifactError(f"Merging adapter {name!r} gives NaN or infinity: its values are broken.")
+            if not self.merged_adapters and not is_quantised(self.get_base_layer()):
+                self._unmerged = self.get_base_layer().weight.data.clone()
             self._write_weight(merged)
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Subtract the merged updates again; exact up to rounding, as with LoRA, and exact where a weight is masked."""
+        """Put W back as it was, to the bit; from a quantised W subtract the merged updates, up to rounding."""
+        if self._unmerged is not None:
+            self._write_weight(self._unmerged)
+            self._unmerged = None
+            self.merged_adapters.clear()
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             if self.has_update(name):
@@ -197,8 +238,7 @@ class DseeLayer(BaseTunerLayer):
         base = self.get_base_layer()
         check_writable(base, self.quantization_backend, "merge")
         weight = read_weight(base, self.quantization_backend)
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        return (weight.to(exact) + sign * self.get_delta_weight(adapter_name).to(exact)).to(weight.dtype)
+        return shifted(weight, self.get_delta_weight(adapter_name), sign)
 
     def _write_weight(self, weight: torch.Tensor) -> None:
         base = self.get_base_layer()
@@ -258,7 +298,10 @@ class DseeLinear(nn.Module, DseeLayer):
             plain: torch.Tensor = self.base_layer(x, *args, **kwargs)
             return plain
         active = [name for name in self.active_adapters if self.has_update(name)]
-        folds = not args and not kwargs and len(active) == 1 and self._folds(x, active[0])
+        alone = len(active) == 1 and not args and not kwargs
+        if alone and keeps_to_mask(self, active[0]) and can_merge_on_the_fly(self, x, active[0]):
+            return product_with_merged(self, x, active[0])
+        folds = alone and self._folds(x, active[0])
         if folds:
             name = active[0]
             result: torch.Tensor = self.dsee_S[name].folded(self.base_layer, x, self.dsee_scaling[name])
@@ -274,6 +317,8 @@ class DseeLinear(nn.Module, DseeLayer):
     def _folds(self, x: torch.Tensor, name: str) -> bool:
         """Whether this call adds S2 to a copy of W instead of multiplying by it apart."""
         if name not in self.dsee_S or type(self.dsee_S[name]) is not SparseDelta or torch.compiler.is_compiling():
+            return False
+        if keeps_to_mask(self, name):
             return False
         sparse = self.dsee_S[name]
         out_features, in_features = linear_shape(self.get_base_layer())
@@ -305,6 +350,8 @@ class DseeLinear(nn.Module, DseeLayer):
         part = self.dsee_U[name] if name in self.dsee_U else self.dsee_S[name]
         scaling = self.dsee_scaling[name]
         x = self.dsee_dropout[name](self._cast_input_dtype(x, part.weight.dtype))
+        if keeps_to_mask(self, name):
+            return masked_product(self, x, name)
         if name in self.dsee_U:
             # scaled where it is r wide
             y: torch.Tensor = self.dsee_U[name](self.dsee_V[name](x) * scaling)

@@ -18,11 +18,13 @@ from torch import nn
 
 from dsee import architectures
 from dsee.errors import ArtifactError, InputError, OrderError, listed, nearest
+from dsee.masks import get_mask, set_mask
 from dsee.update.bake import bake_masks
 from dsee.update.bases import refuse_recomputed
 from dsee.update.config import DseeConfig
 from dsee.update.fused import resolve
 from dsee.update.layer import GATE, DseeLayer, DseeLinear, refuse_gated, update_layers
+from dsee.update.masked import sparse_masks
 from dsee.update.positions import check_names
 from dsee.update.sparse_delta import SparseDelta
 from dsee.update.targets import check_targets, default_targets_missing, spare_full_modules
@@ -106,6 +108,8 @@ class DseeModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         names = [name for name, layer in update_layers(model) if adapter_name in layer.dsee_scaling]
         config = self.peft_config[adapter_name]
+        if config.masked:
+            hold_to_zeros(model, adapter_name)
         if not config.support_stored:
             check_names(config.positions, names)
         pattern = config.n_sparse_pattern
@@ -188,6 +192,21 @@ class DseeModel(BaseTuner):
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def hold_to_zeros(model: nn.Module, adapter_name: str) -> None:
+    """Take the zeros of a base that came with them for its masks, as a masked merge would.
+
+    Args:
+        model: the model with the adapter on it.
+        adapter_name: one that keeps to masks.
+    """
+    layers = [(name, layer) for name, layer in update_layers(model) if layer.has_update(adapter_name)]
+    masks = sparse_masks(layers)
+    for name, layer in layers:
+        # a matrix that is all zero was made so, not pruned
+        if name in masks and get_mask(layer) is None and bool(masks[name].any()):
+            set_mask(layer, masks[name])
 
 
 def _head_of_each_row(

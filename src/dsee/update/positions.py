@@ -77,10 +77,9 @@ def new_sparse(layer: DseeLayer, config: DseeConfig, rank: int, key: str, parts:
         waiting = SparseDelta(torch.full((sum(sizes),), -1), *shape)
         waiting.missing = _what_is_missing(config.support)
         return waiting
+    kept = config.within_mask or held_to_mask(layer, config)
     return SparseDelta(
-        find_support(
-            layer, config.support, sizes, rank=rank, seed=config.seed, key=key, parts=parts, kept=config.within_mask
-        ),
+        find_support(layer, config.support, sizes, rank=rank, seed=config.seed, key=key, parts=parts, kept=kept),
         *shape,
     )
 
@@ -139,6 +138,16 @@ def find_support(
             raise InputError(f"{name}: {error}") from None
         found.append(chosen + rows.start * weight.shape[1])
     return torch.cat(found)
+
+
+def held_to_mask(layer: DseeLayer, config: DseeConfig) -> bool:
+    """Whether positions outside the mask would be of no use, since the update keeps to it.
+
+    Args:
+        layer: the layer.
+        config: the update's configuration.
+    """
+    return config.masked and get_mask(layer) is not None
 
 
 def kept_weights(layer: DseeLayer) -> torch.Tensor:

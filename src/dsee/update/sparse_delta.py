@@ -101,7 +101,8 @@ class SparseDelta(nn.Module):
             raise ArtifactError("The stored support does not ascend or repeats itself: the update's file is damaged.")
         self._checked = True
 
-    def _check_once(self) -> None:
+    def check_once(self) -> None:
+        """Do :meth:`check` at the first call."""
         # not while tracing: reading index values would break a graph
         if not self._checked and not torch.compiler.is_compiling():
             self.check()
@@ -117,7 +118,7 @@ class SparseDelta(nn.Module):
         Returns:
             y.
         """
-        self._check_once()
+        self.check_once()
         return add_sparse_product(y, x, self.weight if scaling == 1.0 else self.weight * scaling, self.indices)
 
     def folded(self, base: nn.Module, x: torch.Tensor, scaling: float = 1.0) -> torch.Tensor:
@@ -131,7 +132,7 @@ class SparseDelta(nn.Module):
         Returns:
             (..., out).
         """
-        self._check_once()
+        self.check_once()
         return folded_product(base, x, self.weight if scaling == 1.0 else self.weight * scaling, self.indices)
 
     def dense(self) -> torch.Tensor:
