@@ -28,7 +28,7 @@ from torch.nn.functional import linear
 from transformers import BertForSequenceClassification
 
 import dsee
-from common import SHAPES, config, cpu_seconds, keep
+from common import RESULTS, SHAPES, config, cpu_seconds, keep
 from dsee.kernels import library, pack, sparse_linear
 from dsee.kernels.compile import X86, compiler
 from dsee.measure.sample import sample_inputs
@@ -210,7 +210,10 @@ def main() -> None:
         figures["models"] = [row for shape in shapes for row in whole(shape, options.onnx)]
     if "threads" in wanted:
         figures["threads"] = threads()
-    keep("kernels", figures)
+    kept = RESULTS / "kernels.json"
+    # parts that were not run now stay as they were
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    keep("kernels", before | figures)
     print(json.dumps({"written": "benchmarks/results/kernels.json"}))
 
 
