@@ -67,7 +67,9 @@ def linear(module: Any, x: torch.Tensor) -> torch.Tensor:
         module: the layer.
         x: (batch, tokens, in).
     """
-    if not isinstance(module, DseeLinear) or not module.dsee_U or not torch.is_grad_enabled():
+    # gates are hooks, which only the module's own call runs
+    plain = not isinstance(module, DseeLinear) or bool(module._forward_pre_hooks)
+    if plain or not module.dsee_U or not torch.is_grad_enabled():
         found: torch.Tensor = module(x)
         return found
     (name,) = module.active_adapters
