@@ -95,6 +95,16 @@ CLOSE = [
 BEST = replace(ALL, targets="all+pooler")
 PAIRED = [(replace(cell, seed=seed), "") for seed in (1, 2) for cell in (BEST, FULL, LORA)]
 
+#: The best update with the base's dropout, which overfits less; three seeds.
+REGULAR = [(replace(BEST, dropout=0.1, seed=seed), "") for seed in range(3)]
+
+#: The best update beside the baselines on the small sets, at each one's likely rates.
+_COLA = [replace(cell, task="cola") for cell in (BEST, FULL, LORA, replace(BEST, lr=1e-3), replace(LORA, lr=2e-3))]
+_MRPC = [
+    replace(cell, task="mrpc", epochs=5) for cell in (BEST, FULL, LORA, replace(FULL, lr=1e-4), replace(LORA, lr=2e-3))
+]
+SMALL_BEST = [(cell, "") for cell in (*_COLA, *_MRPC)]
+
 #: The same quick look with every layer tuned, beside the baselines.
 QUICK_WHOLE = [
     (replace(cell, train_size=8_000, epochs=1), "")
@@ -109,6 +119,8 @@ QUICK_WHOLE = [
 ]
 
 LISTS: dict[str, Listed] = {
+    "regular": REGULAR,
+    "small-best": SMALL_BEST,
     "quick": QUICK_WHOLE,
     "tuned": TUNED,
     "explore": EXPLORE,
