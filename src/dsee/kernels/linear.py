@@ -41,11 +41,8 @@ class Packed:
     side: Side | None = None
     source: tuple[Any, ...] = ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
-        # a packed matrix holds addresses; the copy packs its own weight when it needs it
-        return Packed(self.kind, self.activation)
-
     def __getstate__(self) -> dict[str, Any]:
+        # a packed matrix holds addresses; a copy packs its own weight when it needs it
         return {"kind": self.kind, "activation": self.activation, "matrix": None, "side": None, "source": ()}
 
 
@@ -82,12 +79,21 @@ class OnKernels(nn.Module):
         weight: Any = self._parameters["weight"]
         return cast("torch.Tensor", weight)
 
+    def _source(self) -> tuple[Any, ...]:
+        """Marks of all that is packed."""
+        return mark(cast("torch.Tensor", self._parameters["weight"]))
+
+    def _pack(self, state: Packed) -> SparseMatrix:
+        return pack(self._oriented(), state.kind)
+
+    def _dense(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self._oriented(), self._parameters["bias"])
+
     def packed(self) -> SparseMatrix:
-        """Return the packed weight, made again if the weight has changed since."""
-        state, weight = self._dsee_sparse, cast("torch.Tensor", self._parameters["weight"])
-        source = mark(weight)
+        """Return the packed weight, made again if what it was made of has changed since."""
+        state, source = self._dsee_sparse, self._source()
         if state.matrix is None or source != state.source:
-            state.matrix = pack(self._oriented(), state.kind)
+            state.matrix = self._pack(state)
             state.source = source
         return state.matrix
 
@@ -102,13 +108,16 @@ class OnKernels(nn.Module):
         """
         # the dictionaries rather than attributes: small products take microseconds, and so does nn.Module's lookup
         own: Any = self._parameters
-        state, weight, bias = self.__dict__[STATE], own["weight"], own["bias"]
-        if not kernels_can(input, weight, bias):
-            return activate(functional.linear(input, self._oriented(), bias), state.activation)
-        if torch.compiler.is_compiling() and state.matrix is not None:
+        state, bias = self.__dict__[STATE], own["bias"]
+        compiling = torch.compiler.is_compiling()
+        # the operator for compiled graphs knows no branch
+        if not kernels_can(input, own["weight"], *own.values()) or (compiling and state.side is not None):
+            return activate(self._dense(input), state.activation)
+        if compiling and state.matrix is not None:
             # a compiled graph keeps the packed weight that it saw
             return sparse_linear_op(input, state.matrix, bias, state.activation)
-        return compute(input, self.packed(), bias, None, state.activation)
+        matrix = self.packed()
+        return compute(input, matrix, bias, state.side, state.activation)
 
     def __repr__(self) -> str:
         state, packed = self._dsee_sparse, self.packed()

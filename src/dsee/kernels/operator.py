@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 
-from dsee.kernels.matrix import SparseMatrix
+from dsee.kernels.matrix import Kind, SparseMatrix, matrix_of
 from dsee.kernels.product import compute
 
 
@@ -25,7 +25,8 @@ def _operator(
     chunk: int,
     activation: str,
 ) -> torch.Tensor:
-    matrix = SparseMatrix("blocks" if kind == "blocks" else "weights", (rows, x.shape[-1]), chunk, start, column, value)
+    known: Kind = "blocks" if kind == "blocks" else "weights"
+    matrix = matrix_of(known, (rows, x.shape[-1]), chunk, start, column, value)
     return compute(x, matrix, bias, None, activation or None)
 
 
