@@ -210,15 +210,13 @@ def fit(
             "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
             "Set cache_prefix: false."
         )
-    streaming = isinstance(train, Streamed)
-    if streaming and cache_prefix:
-        raise InputError(
-            "cache_prefix: a stream is not kept, so neither is what becomes of it. Set cache_prefix: false."
-        )
+    kept = None if isinstance(train, Streamed) else train
+    if kept is None and cache_prefix:
+        raise InputError("cache_prefix: a stream is not kept, so neither is what becomes of it; set it to false.")
     parts: list[Any] = [train, validation]
     collate: Any = DataCollatorWithPadding(tokenizer)
-    once = distillation is not None and not distillation.hidden and not streaming
-    taught = _taught(teacher, train, collate, bar) if once else None
+    once = distillation is not None and not distillation.hidden
+    taught = _taught(teacher, kept, collate, bar) if once and kept is not None else None
     growing = [] if schedule is None else [GradualCallback(schedule)]
     with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
         keeper = KeepBest(parts[1], collate, bar, spec, schedule, metric)
@@ -227,7 +225,8 @@ def fit(
         with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
             # a teacher's answers and the number of stored states are in the rows, and no arguments of the model
             plain = taught is None and not cache_prefix
-            steps, grouped = steps_of(spec, 0 if streaming else len(train)), group_by_length and not streaming
+            steps = steps_of(spec, 0 if kept is None else len(kept))
+            grouped = group_by_length and kept is not None
             arguments = _arguments(scratch, spec, steps, seed, grouped, remove_unused_columns=plain)
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
             # prints a line of its own for each log
