@@ -70,14 +70,21 @@ def classification_metrics(logits: NDArray[Any], labels: NDArray[Any]) -> Figure
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     predicted = np.asarray(logits).argmax(axis=-1)
+    with warnings.catch_warnings():
+        # a part with one label, all found, is worth a remark to scikit-learn
+        warnings.filterwarnings("ignore", "A single label was found")
+        correlation = matthews_corrcoef(labels, predicted)
     found = {
         "accuracy": 100.0 * float(accuracy_score(labels, predicted)),
         "f1_macro": 100.0 * float(f1_score(labels, predicted, average="macro", zero_division=0)),
-        "matthews": 100.0 * float(matthews_corrcoef(labels, predicted)),
+        "matthews": 100.0 * float(correlation),
     }
     if np.shape(logits)[-1] == 2:
         found["f1"] = 100.0 * float(f1_score(labels, predicted, zero_division=0))
     return found
+
+
+_F1 = ("f1_micro", "f1_macro")
 
 
 def multi_label_metrics(logits: NDArray[Any], labels: NDArray[Any]) -> Figures:
@@ -92,9 +99,13 @@ def multi_label_metrics(logits: NDArray[Any], labels: NDArray[Any]) -> Figures:
     from sklearn.metrics import accuracy_score, f1_score
 
     predicted, wanted = np.asarray(logits) > 0, np.asarray(labels) > 0.5
+    # a single column would be taken for two classes, "no" being one of them
+    averages = {"f1_micro": "micro", "f1_macro": "macro"} if wanted.shape[-1] > 1 else dict.fromkeys(_F1, "binary")
     return {
-        "f1_micro": 100.0 * float(f1_score(wanted, predicted, average="micro", zero_division=0)),
-        "f1_macro": 100.0 * float(f1_score(wanted, predicted, average="macro", zero_division=0)),
+        **{
+            name: 100.0 * float(f1_score(wanted, predicted, average=average, zero_division=0))
+            for name, average in averages.items()
+        },
         "accuracy": 100.0 * float(accuracy_score(wanted, predicted)),
     }
 

@@ -205,14 +205,9 @@ def fit(
     Raises:
         InputError: ``cache_prefix`` where the lower layers are not the same in every epoch.
     """
-    if cache_prefix and (schedule is not None or (distillation is not None and distillation.hidden)):
-        raise InputError(
-            "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
-            "Set cache_prefix: false."
-        )
     kept = None if isinstance(train, Streamed) else train
-    if kept is None and cache_prefix:
-        raise InputError("cache_prefix: a stream is not kept, so neither is what becomes of it; set it to false.")
+    if cache_prefix:
+        _check_cacheable(kept, distillation, schedule)
     parts: list[Any] = [train, validation]
     collate: Any = DataCollatorWithPadding(tokenizer)
     once = distillation is not None and not distillation.hidden
@@ -236,6 +231,16 @@ def fit(
     _restore(model, keeper.state)
     model.eval()
     return keeper
+
+
+def _check_cacheable(kept: Encoded | None, distillation: Distillation | None, schedule: Gradual | None) -> None:
+    if schedule is not None or (distillation is not None and distillation.hidden):
+        raise InputError(
+            "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
+            "Set cache_prefix: false."
+        )
+    if kept is None:
+        raise InputError("cache_prefix: a stream is not kept, so neither is what becomes of it. Set it to false.")
 
 
 def _arguments(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,6 @@ def run(
     runner = _Runner(setting, progress, fresh)
     tuned, model = stages / "tuned", target / "model"
 
-    def test() -> int:
-        return questions(setting)
-
     runner.stage(
         "tune",
         recipe.model_dump(include=TUNED_BY),
@@ -128,30 +126,24 @@ def run(
         last = _prune_and_recover(runner, recipe.prune, tuned)
         found = {"pruned": stages / "pruned"} if "prune" in runner.results else {}
         variants |= found | {"recovered": model}
-    runner.stage("merge", None, [model], test, lambda bar: chain.merge(setting, bar, last, model))
+    runner.stage(
+        "merge", None, [model], partial(questions, setting), lambda bar: chain.merge(setting, bar, last, model)
+    )
     exports: dict[str, Path] = {name: target / f"onnx-{name}" for name in dict.fromkeys(recipe.export.onnx)}
     if exports:
         runner.stage(
             "export",
             list(exports),
             list(exports.values()),
-            lambda: len(exports) * test(),
+            lambda: len(exports) * questions(setting),
             lambda bar: chain.export(setting, bar, model, exports),
         )
         variants |= {f"ONNX {precision}": folder for precision, folder in exports.items()}
     shape = recipe.measure.model_dump()
     runner.stage("measure", [shape, hardware()], [], lambda: len(variants), lambda bar: measure(setting, bar, variants))
     predictions = _submit(runner, model, target)
-    return RunResult(
-        target,
-        runner.results,
-        variants,
-        setting.sizes,
-        hardware(),
-        setting.metrics,
-        setting.notes,
-        predictions,
-    )
+    facts: Any = {"metrics": setting.metrics, "notes": setting.notes, "predictions": predictions}
+    return RunResult(target, runner.results, variants, setting.sizes, hardware(), **facts)
 
 
 def _submit(runner: _Runner, model: Path, target: Path) -> list[Path]:
