@@ -163,15 +163,15 @@ class Setting:
         Raises:
             InputError: the model cannot be loaded.
         """
-        from transformers import AutoModelForSequenceClassification
+        from transformers import AutoConfig, AutoModelForSequenceClassification
 
         labels = self.data.labels
-        named = {
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-            "problem_type": KINDS[self.data.kind].problem_type,
-        }
-        return _from_hub(AutoModelForSequenceClassification, self.model_source, num_labels=len(labels), **named)
+        config = _from_hub(AutoConfig, self.model_source)
+        # first of all: one label is no classification, which a folder may say it is
+        config.problem_type = KINDS[self.data.kind].problem_type
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+        return _from_hub(AutoModelForSequenceClassification, self.model_source, config=config)
 
 
 def _from_hub(auto_class: Any, source: str, **kwargs: Any) -> Any:
