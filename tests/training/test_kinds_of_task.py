@@ -122,6 +122,20 @@ def test_predicting_a_number(stsb, dsee_command):
     assert row["scores"]["score"] == pytest.approx(value, abs=1e-4)
 
 
+def test_predicting_pairs_of_a_table(stsb, dsee_command):
+    folder = stsb[0]
+    table = ("--file", folder / "validation.jsonl", "--column", "sentence1")
+    code, out, err = dsee_command("predict", folder / "out", *table, "--pair-column", "sentence2", "--json")
+    assert code == 0, err
+    found = [json.loads(line)["scores"]["score"] for line in out.splitlines()]
+    wanted = [json.loads(line)["label"] for line in (folder / "validation.jsonl").read_text("utf-8").splitlines()]
+    expected = stsb[2].stages["merge"]["test"]["pearson"]
+    assert 100 * np.corrcoef(found, wanted)[0, 1] == pytest.approx(expected, abs=1e-2)
+    code, _, err = dsee_command("predict", folder / "out", "good film", "--pair-column", "sentence2")
+    assert code == 2
+    assert "--pair-column names a column of a table" in err.replace("\n", " ")
+
+
 def topics(folder, count=160):
     """Two questions at once: is it praise, and is it about films."""
     rows = []

@@ -24,6 +24,9 @@ def predict(
         ),
     ] = None,
     column: Annotated[str, typer.Option(help="Column of the table that holds the sentences.")] = "text",
+    pair_column: Annotated[
+        str | None, typer.Option(help="Column of the table that holds the second sentences, for tasks on pairs.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Sentences at a time.", min=1)] = 32,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line, with all probabilities.")
@@ -40,10 +43,12 @@ def predict(
     from dsee.runtime.answers import answer
 
     sentences = _sentences(texts or [], file, column)
+    pairs = None if pair_column is None else _pairs(file, pair_column)
     kind, labels, logits = _model(artifact_in(folder))
     for start in range(0, len(sentences), batch_size):
         chunk = sentences[start : start + batch_size]
-        for text, row in zip(chunk, logits(chunk), strict=True):
+        second = pairs and pairs[start : start + batch_size]
+        for text, row in zip(chunk, logits(chunk, second), strict=True):
             found = answer(kind, labels, row)
             if as_json:
                 said = {"text": text, "label": found.label, "scores": found.scores}
@@ -62,14 +67,22 @@ def _sentences(texts: list[str], file: Path | None, column: str) -> list[str]:
     return texts
 
 
-def _from_file(path: Path, column: str) -> Iterator[str]:
+def _pairs(file: Path | None, column: str) -> list[str]:
+    from dsee.tasks.table import SUFFIXES
+
+    if file is None or file.suffix.lower() not in SUFFIXES:
+        raise InputError("predict: --pair-column names a column of a table; give one with --file.")
+    return list(_from_file(file, column, "--pair-column"))
+
+
+def _from_file(path: Path, column: str, option: str = "--column") -> Iterator[str]:
     from dsee.tasks.places import existing_file
     from dsee.tasks.table import SUFFIXES, check_utf8, read_table, require_column
 
     path = existing_file(str(path), Path())
     if path.suffix.lower() in SUFFIXES:
         table = read_table(path)
-        require_column(table, column, path, "--column")
+        require_column(table, column, path, option)
         yield from (str(value) for value in table[column])
         return
     check_utf8(path)
@@ -79,7 +92,7 @@ def _from_file(path: Path, column: str) -> Iterator[str]:
         yield line
 
 
-def _model(folder: Path) -> tuple[str, list[str], Callable[[list[str]], Any]]:
+def _model(folder: Path) -> tuple[str, list[str], Callable[[list[str], list[str] | None], Any]]:
     """The kind of task, labels and a function from sentences to logits."""
     from dsee.runtime.opened import is_onnx, open_model
 
