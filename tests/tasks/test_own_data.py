@@ -29,6 +29,12 @@ def test_numbers_are_learned_as_they_are(tmp_path):
     assert encoded.labels.tolist() == list(data.test["label"])
 
 
+def test_many_numbers_are_no_classes(tmp_path):
+    write_csv(tmp_path / "train.csv", [(f"film {i}", i / 8) for i in range(40)])
+    with pytest.raises(InputError, match=r"holds 40 different numbers.*set data.kind: regression"):
+        load(tmp_path)
+
+
 TOPICS = [["plot"], ["actor", "plot"], [], ["scene"]]
 WANTED = {"actor": [1, 0, 0], "plot": [0, 1, 0], "scene": [0, 0, 1]}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,6 +225,8 @@ def _from_hub(name: str, config: str | None, what: str, *, streaming: bool = Fal
 def _table(name: str, table: Any) -> Source:
     """A table of ``datasets``: classes become their names, and -1 becomes no label."""
     names: dict[str, list[str]] = {}
+    # a stream may not know its columns before it flows
+    columns = list(table.features or next(iter(table), {}))
     for column, feature in dict(table.features or {}).items():
         inner: Any = getattr(feature, "feature", feature)
         if hasattr(inner, "names"):
@@ -238,7 +239,7 @@ def _table(name: str, table: Any) -> Source:
         return value if known is None or not isinstance(value, int) else known[value] if value >= 0 else None
 
     def rows() -> Iterator[Numbered]:
-        for number, values in enumerate(copy.copy(table), 1):
+        for number, values in enumerate(table, 1):
             yield number, {column: named(column, value) for column, value in values.items()}
 
-    return Source(name, "row", list(table.features or {}), rows)
+    return Source(name, "row", columns, rows)

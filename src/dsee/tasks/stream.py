@@ -18,15 +18,28 @@ from dsee.tasks.text import Stream
 CHUNK = 256
 
 
+class _Pass(BadRows):
+    """Bad rows of one pass, told on to those of all; every pass meets the same ones, so each has a limit of its own."""
+
+    def __init__(self, total: BadRows) -> None:
+        super().__init__(total.limit)
+        self.total, self.long = total, 0
+
+    def add(self, place: str, fault: RowError) -> None:
+        super().add(place, fault)
+        if f"{place}: {fault.reason}" not in self.total.said:
+            self.total.add(place, fault)
+
+
 class Streamed(torch.utils.data.IterableDataset[dict[str, Any]]):
     """Rows as token ids, drawn from a buffer that is filled from a file; memory holds the buffer and no more.
 
     Attributes:
         kind: what a label is.
         epoch: how often the file has been begun; decides the order with the seed. A Trainer sets it.
-        truncated: texts that the latest pass has cut to the length.
-        skipped: longer texts that it has left out.
-        bad: rows that it has left out.
+        truncated: texts that a pass has cut to the length; the most there were.
+        skipped: longer texts that a pass has left out; the most there were.
+        bad: rows that any pass has left out, each once.
     """
 
     def __init__(self, stream: Stream, tokenizer: Any, max_length: int, seed: int) -> None:
@@ -78,19 +91,18 @@ class Streamed(torch.utils.data.IterableDataset[dict[str, Any]]):
         Raises:
             InputError: more bad rows than are tolerated, as soon as that is known.
         """
-        # every pass meets the same rows, so each counts for itself
-        self.bad, self.truncated, self.skipped = BadRows(self.bad.limit), 0, 0
+        done = _Pass(self.bad)
         waiting: list[Example] = []
-        for example in examples(self.stream.spec, self.stream.source, self.bad):
-            self.bad.check()
+        for example in examples(self.stream.spec, self.stream.source, done):
+            done.check()
             waiting.append(example)
             if len(waiting) == CHUNK:
-                yield from self._features(waiting)
+                yield from self._features(waiting, done)
                 waiting = []
-        yield from self._features(waiting)
-        self.bad.check()
+        yield from self._features(waiting, done)
+        done.check()
 
-    def _features(self, rows: list[Example]) -> Features:
+    def _features(self, rows: list[Example], done: _Pass) -> Features:
         if not rows:
             return []
         spec, place = self.stream.spec, self.stream.source.place
@@ -103,14 +115,16 @@ class Streamed(torch.utils.data.IterableDataset[dict[str, Any]]):
                     raise RowError("too long", f"{longer[i]} tokens, and max_length is {self.max_length}.")
                 feature["labels"] = self.stream.convert(row.label)
             except RowError as fault:
-                self.bad.add(place(row.line), fault)
+                done.add(place(row.line), fault)
                 continue
-            if i in longer and spec.too_long == "skip":
-                self.skipped += 1
-                continue
-            self.truncated += i in longer
-            kept.append(feature)
-        self.bad.check()
+            done.long += i in longer
+            if i not in longer or spec.too_long != "skip":
+                kept.append(feature)
+        if spec.too_long == "skip":
+            self.skipped = max(self.skipped, done.long)
+        else:
+            self.truncated = max(self.truncated, done.long)
+        done.check()
         return kept
 
     @property
@@ -118,7 +132,7 @@ class Streamed(torch.utils.data.IterableDataset[dict[str, Any]]):
         """What a report has to say of it."""
         done = {"truncated": self.truncated, "left out": self.skipped}
         said = [
-            f"{verb} {count} texts over {self.max_length} tokens in the latest pass over the training stream"
+            f"{verb} {count} texts over {self.max_length} tokens in a pass over the training stream"
             for verb, count in done.items()
             if count
         ]

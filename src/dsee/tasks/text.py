@@ -214,6 +214,17 @@ def _require_rows(parts: dict[str, Rows]) -> None:
         raise InputError(f"data.{empty[0]}: no row is left.")
 
 
+def _refuse_fractions(spec: DataSpec, names: list[str], source: Source) -> None:
+    """Nobody has classes by the dozen that are numbers between whole ones."""
+    if len(names) <= 20 or spec.kind != "classification" or not all(_is_number(name) for name in names):
+        return
+    if any(not float(name).is_integer() for name in names):
+        raise InputError(
+            f"{source.name}: column {spec.label!r} holds {len(names)} different numbers, such as {names[0]}. To predict a "
+            "number, set data.kind: regression; if they are classes, list them under data.labels."
+        )
+
+
 def _label_names(spec: DataSpec, train: Rows | None, source: Source) -> list[str]:
     if spec.kind == "regression":
         return ["score"]
@@ -231,6 +242,7 @@ def _label_names(spec: DataSpec, train: Rows | None, source: Source) -> list[str
         names = sorted(known, key=int) if numeric else sorted(known)
         if len(names) > 1000 and len(names) > len(column) // 2:
             raise InputError(f"data.label={spec.label!r}: {len(names)} different values look like text, not labels.")
+        _refuse_fractions(spec, names, source)
     if not names:
         raise InputError(f"{source.name}: no row has a label.")
     if spec.kind == "classification" and len(names) < 2:

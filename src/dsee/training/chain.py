@@ -35,6 +35,7 @@ from dsee.steps import record
 from dsee.support import needs_gradient
 from dsee.tasks.encode import batches
 from dsee.tasks.metrics import METRICS
+from dsee.tasks.stream import Streamed
 from dsee.training.answers import calibration_rows, figures, questions, train_size
 from dsee.training.distillation import Distillation
 from dsee.training.fit import fit, set_attention_dropout, set_dropout, steps_of, torch_logits
@@ -90,7 +91,9 @@ def _fit_and_test(
     if distillation:
         facts["distillation"] = distillation.facts()
     record(model, step, **facts)
-    return {"validation": keeper.log, **_tested(setting, model, bar)}
+    train = parts["train"]
+    read = {"stream": train.notes} if isinstance(train, Streamed) else {}
+    return {"validation": keeper.log, **_tested(setting, model, bar), **read}
 
 
 def _tested(setting: Setting, model: Any, bar: Bar) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def run(
     chain.preflight(setting)
     _claim(target)
     stages = target / "stages"
-    progress = progress or Silent()
+    progress, metrics = progress or Silent(), setting.metrics
     for note in setting.notes:
         progress.say(note)
     runner = _Runner(setting, progress, fresh)
@@ -142,8 +142,14 @@ def run(
     shape = recipe.measure.model_dump()
     runner.stage("measure", [shape, hardware()], [], lambda: len(variants), lambda bar: measure(setting, bar, variants))
     predictions = _submit(runner, model, target)
-    facts: Any = {"metrics": setting.metrics, "notes": setting.notes, "predictions": predictions}
+    facts: Any = {"metrics": metrics, "notes": _notes(runner), "predictions": predictions}
     return RunResult(target, runner.results, variants, setting.sizes, hardware(), **facts)
+
+
+def _notes(runner: _Runner) -> list[str]:
+    """What there is to say of the data; of a stream, what the stages found that read it."""
+    found = [note for result in runner.results.values() for note in result.get("stream", [])]
+    return list(dict.fromkeys([*runner.setting.notes, *found]))
 
 
 def _submit(runner: _Runner, model: Path, target: Path) -> list[Path]:
