@@ -177,7 +177,7 @@ class Gradual:
         """
         rule, (start, end) = self.at(step), self._span or (0, 0)
         due = end if step >= end else start + (step - start) // self.every * self.every
-        _hold_trained(model)
+        hold_trained(model)
         if rule is None or self._applied >= due:
             return False
         # n of m stays the same for many choices, and then so does the mask
@@ -205,7 +205,7 @@ class Gradual:
         Args:
             model: the model.
         """
-        _hold_trained(model)
+        hold_trained(model)
         if self._movement is not None:
             self._movement.close()
             self._movement = None
@@ -295,8 +295,12 @@ def _zeros(targets: list[Target]) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _hold_trained(model: nn.Module) -> None:
-    """Write the zeros again where an optimizer moves W itself; a frozen W keeps them by itself."""
+def hold_trained(model: nn.Module) -> None:
+    """Write the zeros again where an optimizer moves W itself; a frozen W keeps them by itself.
+
+    Args:
+        model: a model with masks.
+    """
     for linear in masked_linears(model).values():
         if linear.weight.requires_grad:
             mask = unpack(getattr(linear, BUFFER), (oriented(linear).shape[0], oriented(linear).shape[1]))

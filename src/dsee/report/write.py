@@ -10,6 +10,7 @@ from dsee.report.plot import plot
 from dsee.report.rows import Row, rows
 from dsee.report.table import markdown
 from dsee.tasks.metrics import METRICS
+from dsee.training.method_keys import TITLES
 from dsee.training.recipe import Recipe
 from dsee.training.run import RunResult
 from dsee.training.stage import write_whole
@@ -22,7 +23,7 @@ Measured on one thread with {batch} sentence(s) of {sequence} tokens: {hardware}
 FLOPs are theoretical, in brackets the change of the encoder's. Memory is the peak beyond the imports.
 {kernels}
 {picture}
-Recovered and exported models: `model/` (`dsee.load`), {exports}.
+{tuned}Recovered and exported models: `model/` (`dsee.load`), {exports}.
 {notes}"""
 
 
@@ -63,6 +64,7 @@ def write_report(result: RunResult, recipe: Recipe, sizes: dict[str, int]) -> li
         ),
         picture="![the task's figure against latency](report.png)\n" if drawn else "",
         notes=_notes(result),
+        tuned="" if recipe.method == "dsee" else f"Tuned by {TITLES[recipe.method]}.\n",
         exports=", ".join(f"`onnx-{p}/`" for p in recipe.export.onnx) or "no ONNX",
     )
     write_whole(result.output / "report.md", page)

@@ -12,16 +12,10 @@ from dsee.errors import InputError
 from dsee.measure import flops, parameters
 from dsee.modes import evaluating
 from dsee.pruning import (
-    Blocks,
     Budget,
     Gradual,
-    Heads,
     LayerPlan,
-    MaskRule,
-    Neurons,
-    NofM,
     Rule,
-    Weights,
     get_mask,
     masked_linears,
     plan_for,
@@ -30,9 +24,7 @@ from dsee.pruning.budget import choose
 from dsee.pruning.gates import has_gates
 from dsee.pruning.mask_order import shapes_after
 from dsee.pruning.mask_plan import check_mask_rule
-from dsee.pruning.schedule import Calibration
 from dsee.steps import record
-from dsee.support import needs_gradient
 from dsee.tasks.encode import batches
 from dsee.tasks.metrics import METRICS
 from dsee.tasks.stream import Streamed
@@ -40,11 +32,13 @@ from dsee.training.answers import calibration_rows, figures, questions, train_si
 from dsee.training.distillation import Distillation
 from dsee.training.fit import fit, set_attention_dropout, set_dropout, steps_of, torch_logits
 from dsee.training.gates import GateCallback
+from dsee.training.methods import check_method, holders, merged, prepared, settled, train_only, update_config
 from dsee.training.prefix_cache import frozen_prefix
 from dsee.training.progress import Bar
-from dsee.training.recipe import RecoverSpec, TrainSpec, UpdateSpec
+from dsee.training.recipe import RecoverSpec, TrainSpec
+from dsee.training.reports import Reports
+from dsee.training.rules import at_once, check_recipe, mask_rules_of, rules_of, schedule_of
 from dsee.training.setting import Setting
-from dsee.update import DseeConfig
 
 CALIBRATION_BATCH = 32
 #: How many sentences of the training part choose a support by gradients.
@@ -61,11 +55,12 @@ def _fit_and_test(
     *,
     teacher: Any = None,
     schedule: Gradual | None = None,
-) -> dict[str, Any]:
+) -> tuple[Any, dict[str, Any]]:
     _set_dropouts(setting, model)
     recipe, parts = setting.recipe, setting.parts
     bar.note(f"{parameters(model).trainable_share:.2%} trainable")
     distillation = Distillation(**spec.distill.model_dump()) if isinstance(spec, RecoverSpec) and spec.distill else None
+    gating = [GateCallback(recipe.gates.strength)] if recipe.gates and has_gates(model) else []
     keeper = fit(
         model,
         parts["train"],
@@ -79,8 +74,9 @@ def _fit_and_test(
         teacher=teacher,
         distillation=distillation,
         schedule=schedule,
-        callbacks=[GateCallback(setting.recipe.gates.strength)] if setting.recipe.gates and has_gates(model) else [],
+        callbacks=[*gating, *holders(model)],
         metric=setting.metrics[0],
+        reports=Reports(tuple(recipe.report_to), setting.output / "logs" / step, f"{setting.output.name}-{step}"),
     )
     facts: dict[str, Any] = {
         "epochs": len(keeper.log),
@@ -90,10 +86,13 @@ def _fit_and_test(
     }
     if distillation:
         facts["distillation"] = distillation.facts()
+    if recipe.method != "dsee":
+        facts["method"] = recipe.method
     record(model, step, **facts)
+    model = settled(recipe, model)
     train = parts["train"]
     read = {"stream": train.notes} if isinstance(train, Streamed) else {}
-    return {"validation": keeper.log, **_tested(setting, model, bar), **read}
+    return model, {"validation": keeper.log, **_tested(setting, model, bar), **read}
 
 
 def _tested(setting: Setting, model: Any, bar: Bar) -> dict[str, Any]:
@@ -122,10 +121,6 @@ def _zeros(model: Any) -> dict[str, Any]:
     return {"zeros": 1 - sum(int(mask.sum()) for mask in masks) / weights} if weights else {}
 
 
-def _config(seed: int, update: UpdateSpec) -> DseeConfig:
-    return DseeConfig(task_type="SEQ_CLS", seed=seed, **update.model_dump())
-
-
 def _set_dropouts(setting: Setting, model: Any) -> None:
     recipe = setting.recipe
     if recipe.base_dropout is not None:
@@ -140,82 +135,23 @@ def tune_total(setting: Setting) -> int:
 
 
 def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
-    """Put an update on the pre-trained model, train it, save both."""
-    from peft import get_peft_model
+    """Put an update on the pre-trained model, or what the recipe's method has instead, train it, save both."""
     from transformers import set_seed
 
     import dsee
 
     recipe = setting.recipe
     set_seed(recipe.seed)
-    config = _config(recipe.seed, recipe.update)
-    model = get_peft_model(setting.new_model(), config)
-    if needs_gradient(config.support):
+
+    def calibration() -> Any:
         rows = batches(calibration_rows(setting, SUPPORT_SENTENCES), setting.collate, CALIBRATION_BATCH)
-        dsee.choose_support(model, calibration=[batch for _, batch in rows])
-    if recipe.gates:
-        dsee.add_gates(model, heads=recipe.gates.heads, neurons=recipe.gates.neurons)
-    results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
+        return [batch for _, batch in rows]
+
+    model = prepared(recipe, setting.new_model(), calibration)
+    model, results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
     bar.note("saving")
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results
-
-
-def rules_of(setting: Setting) -> list[Rule | Budget]:
-    """Return the recipe's rules for heads and neurons.
-
-    Raises:
-        InputError: a rule that does not exist.
-    """
-    spec, seed = setting.recipe.prune, setting.recipe.seed
-    rules: list[Rule | Budget] = []
-    if spec and spec.heads:
-        rules.append(Heads(**spec.heads.model_dump(), seed=seed))
-    if spec and spec.neurons:
-        rules.append(Neurons(**spec.neurons.model_dump(), seed=seed))
-    if spec and spec.budget:
-        shape = setting.recipe.measure
-        rules.append(Budget(**spec.budget.model_dump(), batch=shape.batch, sequence=shape.sequence, seed=seed))
-    return rules
-
-
-def mask_rules_of(setting: Setting) -> list[MaskRule]:
-    """Return the recipe's rules for weights.
-
-    Raises:
-        InputError: a rule that does not exist.
-    """
-    spec, seed = setting.recipe.prune, setting.recipe.seed
-    rules: list[MaskRule] = []
-    if spec and spec.weights:
-        rules.append(Weights(**spec.weights.model_dump(), seed=seed))
-    if spec and spec.blocks:
-        rules.append(Blocks(**spec.blocks.model_dump(), seed=seed))
-    if spec and spec.nofm:
-        rules.append(NofM(**spec.nofm.model_dump(), seed=seed))
-    return rules
-
-
-def at_once(setting: Setting) -> list[Rule | Budget | MaskRule]:
-    """Return the rules that the pruning stage carries out: all but one for weights that has a schedule."""
-    spec = setting.recipe.prune
-    return [*rules_of(setting), *([] if spec and spec.schedule else mask_rules_of(setting))]
-
-
-def schedule_of(setting: Setting, calibration: Calibration = None) -> Gradual | None:
-    """Return the recipe's schedule, if it has one.
-
-    Args:
-        setting: the run.
-        calibration: batches for scores that look at data.
-
-    Raises:
-        InputError: a rule that does not exist, or steps in the wrong order.
-    """
-    spec = setting.recipe.prune
-    if spec is None or spec.schedule is None:
-        return None
-    return Gradual(mask_rules_of(setting)[0], **spec.schedule.model_dump(), calibration=calibration)
 
 
 def _planned(empty: Any, rule: Rule | Budget) -> list[LayerPlan]:
@@ -234,8 +170,10 @@ def preflight(setting: Setting) -> None:
     Raises:
         InputError: the first such thing.
     """
+    check_recipe(setting.recipe)
     empty = setting.empty_model()
     layers(empty)
+    check_method(setting.recipe, setting.empty_model())
     # any score will do to see whether the amount can be met
     plans = [_planned(empty, rule) for rule in rules_of(setting)]
     shapes = shapes_after(empty, plans)
@@ -255,7 +193,7 @@ def _check_prefix(setting: Setting, schedule: Gradual | None) -> None:
         raise InputError("cache_prefix: a schedule or gates change the lower layers too. Set cache_prefix: false.")
     # the smallest update on the same layers: the support needs weights to be searched in
     wanted = setting.recipe.update.model_copy(update={"r": 1, "n_sparse": 0, "support": "random"})
-    model = get_peft_model(setting.empty_model(), _config(setting.recipe.seed, wanted))
+    model = get_peft_model(setting.empty_model(), update_config(setting.recipe, wanted))
     _set_dropouts(setting, model)
     frozen_prefix(model)
 
@@ -305,6 +243,7 @@ def recover(setting: Setting, bar: Bar, source: Path, target: Path, tuned: Path)
 
     spec = setting.recipe.recover
     model = dsee.load(source, trainable=True)
+    train_only(model, setting.recipe.method)
     teacher = dsee.load(tuned) if spec.distill else None
     limit = setting.recipe.prune.calibration if setting.recipe.prune else 0
 
@@ -314,7 +253,7 @@ def recover(setting: Setting, bar: Bar, source: Path, target: Path, tuned: Path)
 
     schedule = schedule_of(setting, calibration)
     seed = setting.recipe.seed + 1
-    results = _fit_and_test(setting, model, "recover", spec, seed, bar, teacher=teacher, schedule=schedule)
+    model, results = _fit_and_test(setting, model, "recover", spec, seed, bar, teacher=teacher, schedule=schedule)
     dsee.save(model, target, tokenizer=setting.tokenizer)
     return results
 
@@ -328,7 +267,7 @@ def merge(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = dsee.merge(dsee.load(source))
+        model = merged(dsee.load(source))
     said = []
     for warning in caught:
         text = str(warning.message)

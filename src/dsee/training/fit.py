@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,6 +27,7 @@ from dsee.training.gradual import GradualCallback
 from dsee.training.prefix_cache import prefix_cache
 from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
+from dsee.training.reports import Reports
 from dsee.training.teacher import DistillationTrainer, Taught, collate_taught
 from dsee.update.groups import parameter_groups
 
@@ -69,7 +70,7 @@ def set_dropout(model: nn.Module, p: float) -> None:
         p: probability of dropping.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "dsee_dropout" not in name:
+        if isinstance(module, nn.Dropout) and not {"dsee_dropout", "lora_dropout"} & set(name.split(".")):
             module.p = p
 
 
@@ -112,6 +113,8 @@ class KeepBest(TrainerCallback):
         self.state: dict[str, torch.Tensor] = {}
         self.log: list[dict[str, float]] = []
         self.since_best = 0
+        #: told of the figures too, if somebody wants to know
+        self.tell: Callable[[dict[str, float]], None] | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002 - Trainer's signature
         """Move the bar; evaluate if it is time."""
@@ -130,6 +133,8 @@ class KeepBest(TrainerCallback):
         self.seen = state.global_step
         metrics = evaluate(model, self.data, self.collate)
         self.log.append(metrics)
+        if self.tell:
+            self.tell({f"eval_{name}": value for name, value in metrics.items()})
         judge = METRICS[self.metric]
         self.bar.note(f"validation {judge.title} {judge.shown(metrics[self.metric])}")
         if self.schedule is not None and not self.schedule.done:
@@ -179,6 +184,7 @@ def fit(
     schedule: Gradual | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     metric: str = "accuracy",
+    reports: Reports | None = None,
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
 
@@ -198,6 +204,7 @@ def fit(
         schedule: masks that grow on the way; only epochs at whose end its rule holds can be the best one.
         callbacks: more of Trainer's, called before the evaluation at the end of an epoch.
         metric: the validation figure that chooses the epoch, see :data:`dsee.tasks.metrics.METRICS`.
+        reports: who is told of losses and figures on the way.
 
     Returns:
         The callback, with the validation metrics of each epoch.
@@ -222,10 +229,12 @@ def fit(
             plain = taught is None and not cache_prefix
             steps = steps_of(spec, 0 if kept is None else len(kept))
             grouped = group_by_length and kept is not None
-            arguments = _arguments(scratch, spec, steps, seed, grouped, remove_unused_columns=plain)
+            more = {"remove_unused_columns": plain} | (reports.arguments() if reports else {})
+            arguments = _arguments(scratch, spec, steps, seed, grouped, **more)
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
             # prints a line of its own for each log
             trainer.remove_callback(_printer())
+            keeper.tell = trainer.log if arguments.report_to else None
             set_seed(seed)
             trainer.train()
     _restore(model, keeper.state)
@@ -246,8 +255,8 @@ def _check_cacheable(kept: Encoded | None, distillation: Distillation | None, sc
 def _arguments(
     scratch: str, spec: TrainSpec, steps: int, seed: int, group_by_length: bool, **more: Any
 ) -> TrainingArguments:
+    settings = {"output_dir": scratch, "logging_strategy": "no", "report_to": []} | more
     return TrainingArguments(
-        output_dir=scratch,
         num_train_epochs=spec.epochs,
         max_steps=spec.max_steps or -1,
         learning_rate=spec.learning_rate,
@@ -258,13 +267,11 @@ def _arguments(
         lr_scheduler_type="linear",
         train_sampling_strategy="group_by_length" if group_by_length else "random",
         save_strategy="no",
-        logging_strategy="no",
-        report_to=[],
         disable_tqdm=True,
         seed=seed,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
-        **more,
+        **settings,
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from dsee.pruning.gates import STRENGTH
 from dsee.tasks.spec import DataSpec
 from dsee.training.distillation import Distillation
+from dsee.training.method_keys import Method, mistakes
 from dsee.training.schedule_spec import ScheduleSpec
 
 Positive = Annotated[int, Field(ge=1)]
@@ -273,6 +274,7 @@ class Recipe(Section):
         model: a folder, a hub name, or ``package:NAME/PATH``.
         data: files and columns.
         metric: the validation figure that chooses the epoch and leads the report; None for the task's usual one.
+        method: how to tune: the update, or a baseline to compare it with.
         update: what is trained.
         gates: learned beside it while tuning, for the score "gate"; ``true`` for the defaults.
         tune: the first stage.
@@ -289,12 +291,14 @@ class Recipe(Section):
         group_by_length: put sentences of like length into a batch, so that little is padded.
         cache_prefix: run the frozen layers below the first adapted one once instead of in every epoch; needs
             ``update.layers_to_transform`` without the first layer, and no dropout below.
+        report_to: who is told of losses and figures while a stage tunes.
     """
 
     model: str
     task: Literal["text-classification"] = "text-classification"
     data: DataSpec
     metric: str | None = None
+    method: Method = "dsee"
     update: UpdateSpec = UpdateSpec()
     gates: GatesSpec | None = None
     tune: TrainSpec = TrainSpec()
@@ -309,6 +313,13 @@ class Recipe(Section):
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     group_by_length: bool = True
     cache_prefix: bool = False
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+
+    @model_validator(mode="after")
+    def _keys_of_the_method(self) -> Recipe:
+        if found := mistakes(self):
+            raise ValueError("\n  ".join(found))
+        return self
 
     @model_validator(mode="after")
     def _someone_to_teach(self) -> Recipe:

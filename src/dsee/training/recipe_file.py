@@ -101,7 +101,7 @@ def _explain(problem: dict[str, Any]) -> str:
     shown = f" (found: {found!r})" if not isinstance(found, (dict, BaseModel)) else ""
     if name.endswith(("amount", "prune.heads", "prune.neurons")):
         message = "a ratio lies strictly between 0 and 1, a count is a whole number from 1"
-    return f"{name}: {message}{shown}"
+    return f"{name}: {message}{shown}" if name else message
 
 
 def _is_branch(part: Any) -> bool:

@@ -15,12 +15,13 @@ from dsee.training.answers import questions, submit
 from dsee.training.measuring import measure
 from dsee.training.progress import Bar, Progress, Silent
 from dsee.training.recipe import PruneSpec, Recipe
+from dsee.training.rules import at_once
 from dsee.training.setting import Setting
 from dsee.training.stage import StageRecord, fingerprint
 
 #: Keys of the recipe that decide what tuning finds.
 TUNED_BY = {
-    *("model", "metric", "update", "tune", "gates"),
+    *("model", "metric", "method", "update", "tune", "gates"),
     *("base_dropout", "attention_dropout", "group_by_length", "cache_prefix"),
 }
 
@@ -171,7 +172,7 @@ def _prune_and_recover(runner: _Runner, spec: PruneSpec, tuned: Path) -> Path:
     """Run these two stages, or the second alone if all there is to prune has a schedule; return what comes out."""
     setting, source = runner.setting, tuned
     pruned, recovered = tuned.with_name("pruned"), tuned.with_name("recovered")
-    if chain.at_once(setting):
+    if at_once(setting):
         runner.stage(
             "prune",
             spec.model_dump(),
@@ -199,6 +200,7 @@ def _claim(target: Path) -> None:
         "stages",
         "model",
         "glue",
+        "logs",
         "onnx-fp32",
         "onnx-int8",
         "report.json",

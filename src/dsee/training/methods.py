@@ -1,0 +1,208 @@
+"""How to tune: the update, or one of the baselines that it is compared with, all through the same chain.
+
+A baseline that is LoRA is tuned by PEFT's own LoRA. Afterwards B A is held as an update without S2, which is the same
+function of the same numbers, so that pruning, recovering and merging are one piece of code for both. The others train
+parts of the plain model: all of it, its biases (BitFit, Ben Zaken et al. 2022) or its norms (Qi et al. 2022), the two
+latter with the task head.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import TrainerCallback
+from transformers.pytorch_utils import Conv1D
+
+from dsee.architectures import base_model, default_targets
+from dsee.architectures._registry import plain_model
+from dsee.artifact.lora_import import import_lora
+from dsee.errors import InputError
+from dsee.masks import masked_linears
+from dsee.pruning.gates import add_gates, has_gates
+from dsee.pruning.schedule import hold_trained
+from dsee.steps import history, restore
+from dsee.support import needs_gradient
+from dsee.surgery import fold_gates
+from dsee.surgery.merge import merge
+from dsee.training.recipe import Recipe, UpdateSpec
+from dsee.update import DseeConfig
+from dsee.update.choose import choose_support
+from dsee.update.layer import GATE, update_layers
+
+TASK_TYPE = "SEQ_CLS"
+
+
+def update_config(recipe: Recipe, update: UpdateSpec) -> DseeConfig:
+    """Return the configuration of a recipe's update.
+
+    Args:
+        recipe: the recipe.
+        update: its update, or one in its place.
+
+    Raises:
+        InputError: a field out of its range.
+    """
+    return DseeConfig(task_type=TASK_TYPE, seed=recipe.seed, **update.model_dump())
+
+
+def lora_config(recipe: Recipe, model: nn.Module) -> LoraConfig:
+    """Return PEFT's configuration of a LoRA with the rank, scale, dropout and targets of a recipe's update.
+
+    Args:
+        recipe: the recipe.
+        model: what it is for; it decides the targets where the recipe leaves them out, as for an update.
+    """
+    update = recipe.update
+    usual = default_targets().get(str(model.config.model_type))
+    return LoraConfig(
+        task_type=TASK_TYPE,
+        r=update.r,
+        # declared as a whole number, used as any
+        lora_alpha=int(update.alpha) if float(update.alpha).is_integer() else update.alpha,
+        lora_dropout=update.dropout,
+        use_rslora=update.use_rslora,
+        target_modules=usual if update.target_modules is None else update.target_modules,
+        modules_to_save=update.modules_to_save,
+        layers_to_transform=update.layers_to_transform,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+
+
+def _with_lora(recipe: Recipe, model: Any) -> Any:
+    try:
+        return get_peft_model(model, lora_config(recipe, model))
+    except ValueError as error:
+        raise InputError(f"method: lora: PEFT refuses the update's keys: {error}") from error
+
+
+def check_method(recipe: Recipe, empty: Any) -> None:
+    """Refuse what the recipe's method cannot do on a model, before anything is trained.
+
+    Args:
+        recipe: the recipe.
+        empty: the model's shapes without its weights; it is changed.
+
+    Raises:
+        InputError: nothing would be trained, or PEFT refuses the LoRA.
+    """
+    if recipe.method == "lora":
+        _with_lora(recipe, empty)
+    elif recipe.method != "dsee":
+        train_only(empty, recipe.method)
+
+
+def prepared(recipe: Recipe, model: Any, calibration: Any) -> Any:
+    """Return a pre-trained model ready to be tuned: with an update or a LoRA, or with parts of it trainable.
+
+    Args:
+        recipe: the recipe.
+        model: the pre-trained model, changed in place.
+        calibration: returns batches, for supports that are chosen by gradients.
+
+    Raises:
+        InputError: the method has nothing to train here.
+    """
+    if recipe.method == "dsee":
+        config = update_config(recipe, recipe.update)
+        model = get_peft_model(model, config)
+        if needs_gradient(config.support):
+            choose_support(model, calibration=calibration())
+    elif recipe.method == "lora":
+        model = _with_lora(recipe, model)
+    else:
+        train_only(model, recipe.method)
+    if recipe.gates:
+        add_gates(model, heads=recipe.gates.heads, neurons=recipe.gates.neurons)
+    return model
+
+
+def train_only(model: Any, method: str) -> None:
+    """Switch on what a baseline trains, gates included, and everything else off; a PeftModel knows that by itself.
+
+    Args:
+        model: the model.
+        method: "full", "bitfit" or "norms"; the others are left alone.
+
+    Raises:
+        InputError: the model has no biases or no norms.
+    """
+    if method in ("dsee", "lora"):
+        return
+    chosen = {"full": _everything, "bitfit": _biases, "norms": _norms}[method](model)
+    if not chosen:
+        what = "biases" if method == "bitfit" else "norms"
+        raise InputError(f"method: {method}: a {type(model).__name__} has no {what} to train. Choose another method.")
+    chosen |= _head(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(id(parameter) in chosen or name.rpartition(".")[2] == GATE)
+
+
+def _everything(model: nn.Module) -> set[int]:
+    return {id(parameter) for parameter in model.parameters()}
+
+
+def _biases(model: nn.Module) -> set[int]:
+    return {id(parameter) for name, parameter in model.named_parameters() if name.rpartition(".")[2] == "bias"}
+
+
+def _norms(model: nn.Module) -> set[int]:
+    norms = (module for module in model.modules() if "norm" in type(module).__name__.lower())
+    return {id(parameter) for module in norms for parameter in module.parameters(recurse=False)}
+
+
+def _head(model: Any) -> set[int]:
+    """The task head, which nothing has trained before; a language model's was trained with the rest."""
+    if "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__:
+        return set()
+    return _everything(model) - _everything(base_model(model))
+
+
+def settled(recipe: Recipe, model: Any) -> Any:
+    """Return a tuned model in the form that the chain goes on with: PEFT's LoRA as an update without S2.
+
+    Args:
+        recipe: the recipe.
+        model: the tuned model; a LoRA's base is taken out of it.
+    """
+    if recipe.method != "lora" or update_layers(model):
+        return model
+    steps = history(model)
+    with tempfile.TemporaryDirectory(prefix="dsee-") as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        found = import_lora(model.unload(), folder, n_sparse=0, seed=recipe.seed)
+    restore(found, steps)
+    return found.eval()
+
+
+def merged(model: Any) -> Any:
+    """Return a plain model: the update merged, or of a model without one the gates folded.
+
+    Args:
+        model: a tuned model.
+    """
+    if plain_model(model) is not model:
+        return merge(model)
+    if has_gates(model):
+        fold_gates(model)
+    return model.requires_grad_(False)
+
+
+class HoldMasks(TrainerCallback):
+    """Keeps zeros where a mask has them while W itself is trained."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002 - Trainer's signature
+        """Write the zeros again."""
+        hold_trained(model)
+
+
+def holders(model: nn.Module) -> list[TrainerCallback]:
+    """Return what has to hold a model to its masks while it is tuned: nothing where the masked weights are frozen.
+
+    Args:
+        model: the model, with what is trained switched on.
+    """
+    trained = any(linear.weight.requires_grad for linear in masked_linears(model).values())
+    return [HoldMasks()] if trained else []
