@@ -39,7 +39,7 @@ from dsee.training.fit import evaluate, fit, set_attention_dropout, set_dropout,
 from dsee.training.gates import GateCallback
 from dsee.training.prefix_cache import frozen_prefix
 from dsee.training.progress import Bar
-from dsee.training.recipe import RecoverSpec, TrainSpec, UpdateSpec
+from dsee.training.recipe import Recipe, RecoverSpec, TrainSpec, UpdateSpec
 from dsee.training.setting import Setting
 from dsee.update import DseeConfig
 
@@ -69,6 +69,7 @@ def _fit_and_test(
         parts["validation"],
         setting.tokenizer,
         spec,
+        objective=setting.writing.objective() if setting.writing else None,
         seed=seed,
         bar=bar,
         group_by_length=recipe.group_by_length,
@@ -92,11 +93,14 @@ def _fit_and_test(
 
 def _tested(setting: Setting, model: Any, bar: Bar) -> dict[str, Any]:
     """Metrics on the test part, and counts."""
-    test = setting.parts["test"]
-    metrics = evaluate(model, test, setting.collate, progress=bar.advance)
+    if setting.writing:
+        metrics = setting.writing.loss(model, "test", bar.advance)
+        bar.note(f"test perplexity {metrics['perplexity']:.4g}")
+    else:
+        metrics = evaluate(model, setting.parts["test"], setting.collate, progress=bar.advance)
+        bar.note(f"test accuracy {metrics['accuracy']:.1f}")
     counts, shape = parameters(model), setting.recipe.measure
     operations = flops(model, shape.batch, shape.sequence)
-    bar.note(f"test accuracy {metrics['accuracy']:.1f}")
     return {
         "test": metrics,
         "trainable": counts.trainable,
@@ -115,8 +119,9 @@ def _zeros(model: Any) -> dict[str, Any]:
     return {"zeros": 1 - sum(int(mask.sum()) for mask in masks) / weights} if weights else {}
 
 
-def _config(seed: int, update: UpdateSpec) -> DseeConfig:
-    return DseeConfig(task_type="SEQ_CLS", seed=seed, **update.model_dump())
+def _config(recipe: Recipe, update: UpdateSpec) -> DseeConfig:
+    kind = "CAUSAL_LM" if recipe.writes else "SEQ_CLS"
+    return DseeConfig(task_type=kind, seed=recipe.seed, **update.model_dump())
 
 
 def _set_dropouts(setting: Setting, model: Any) -> None:
@@ -141,7 +146,7 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
 
     recipe = setting.recipe
     set_seed(recipe.seed)
-    config = _config(recipe.seed, recipe.update)
+    config = _config(recipe, recipe.update)
     model = get_peft_model(setting.new_model(), config)
     if needs_gradient(config.support):
         rows = batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, SUPPORT_SENTENCES)
@@ -229,6 +234,8 @@ def preflight(setting: Setting) -> None:
     """
     empty = setting.empty_model()
     layers(empty)
+    if setting.writing:
+        setting.writing.check(empty)
     # any score will do to see whether the amount can be met
     plans = [_planned(empty, rule) for rule in rules_of(setting)]
     shapes = shapes_after(empty, plans)
@@ -236,7 +243,7 @@ def preflight(setting: Setting) -> None:
         check_mask_rule(empty, mask_rule, shapes)
     schedule = schedule_of(setting)
     if schedule:
-        schedule.span(steps_of(setting.recipe.recover, setting.data.sizes["train"]))
+        schedule.span(steps_of(setting.recipe.recover, len(setting.parts["train"])))
     if setting.recipe.cache_prefix:
         _check_prefix(setting, schedule)
 
@@ -248,7 +255,7 @@ def _check_prefix(setting: Setting, schedule: Gradual | None) -> None:
         raise InputError("cache_prefix: a schedule or gates change the lower layers too. Set cache_prefix: false.")
     # the smallest update on the same layers: the support needs weights to be searched in
     wanted = setting.recipe.update.model_copy(update={"r": 1, "n_sparse": 0, "support": "random"})
-    model = get_peft_model(setting.empty_model(), _config(setting.recipe.seed, wanted))
+    model = get_peft_model(setting.empty_model(), _config(setting.recipe, wanted))
     _set_dropouts(setting, model)
     frozen_prefix(model)
 
@@ -287,7 +294,7 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
 def recover_total(setting: Setting) -> int:
     """Steps of the bar of :func:`recover`."""
     spec, train = setting.recipe.recover, len(setting.parts["train"])
-    answers = train if spec.distill and not spec.distill.hidden else 0
+    answers = train if spec.distill and not spec.distill.hidden and not setting.writing else 0
     return steps_of(spec, train) + answers + len(setting.parts["test"])
 
 
@@ -357,6 +364,10 @@ def export(setting: Setting, bar: Bar, source: Path, targets: dict[str, Path]) -
             return runner.run({key: tensor.numpy() for key, tensor in batch.items()})
 
         test = setting.parts["test"]
-        found = predict(logits, test, setting.collate, progress=bar.advance)
-        results[precision] = {"test": classification_metrics(found, test.labels)}
+        if setting.writing:
+            found = setting.writing.loss_by(logits, "test", onnx_model.vocab_size, bar.advance)
+            results[precision] = {"test": found}
+            continue
+        answers = predict(logits, test, setting.collate, progress=bar.advance)
+        results[precision] = {"test": classification_metrics(answers, test.labels)}
     return results

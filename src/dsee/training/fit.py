@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +29,35 @@ from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
 from dsee.training.teacher import DistillationTrainer, Taught, collate_taught
 from dsee.update.groups import parameter_groups
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What tuning works towards, where that is not the accuracy of labels.
+
+    Attributes:
+        metric: figure of the validation part that chooses the epoch.
+        higher: whether more of it is better.
+        evaluate: from a model to its figures on the validation part.
+        collate: makes a padded batch.
+        label_smoothing: share of the target's probability that is spread over all.
+    """
+
+    metric: str
+    higher: bool
+    evaluate: Callable[[Any], dict[str, float]]
+    collate: Callable[[list[dict[str, Any]]], Any]
+    label_smoothing: float = 0.0
+
+    def better(self, found: dict[str, float], than: dict[str, float]) -> bool:
+        """Whether one epoch's figures beat another's.
+
+        Args:
+            found: the one's.
+            than: the other's.
+        """
+        one, other = found[self.metric], than[self.metric]
+        return one > other if self.higher else one < other
 
 
 def torch_logits(model: Any) -> Any:
@@ -94,10 +125,8 @@ def set_attention_dropout(model: nn.Module, p: float) -> None:
 class KeepBest(TrainerCallback):
     """Evaluates after each epoch and remembers the trained numbers of the best one; they are few."""
 
-    def __init__(
-        self, data: Encoded, collate: Any, bar: Bar, patience: int | None, schedule: Gradual | None = None
-    ) -> None:
-        self.data, self.collate, self.bar, self.patience = data, collate, bar, patience
+    def __init__(self, objective: Objective, bar: Bar, patience: int | None, schedule: Gradual | None = None) -> None:
+        self.objective, self.bar, self.patience = objective, bar, patience
         self.schedule = schedule
         self.best: dict[str, float] = {}
         self.state: dict[str, torch.Tensor] = {}
@@ -110,13 +139,13 @@ class KeepBest(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002 - Trainer's signature
         """Evaluate; the earlier epoch wins a tie."""
-        metrics = evaluate(model, self.data, self.collate)
+        metrics = self.objective.evaluate(model)
         self.log.append(metrics)
-        self.bar.note(f"validation accuracy {metrics['accuracy']:.1f}")
+        self.bar.note(f"validation {self.objective.metric} {metrics[self.objective.metric]:.4g}")
         if self.schedule is not None and not self.schedule.done:
             # better, perhaps, but not the model that was asked for
             return
-        if not self.best or metrics["accuracy"] > self.best["accuracy"]:
+        if not self.best or self.objective.better(metrics, self.best):
             self.best, self.since_best = metrics, 0
             self.state = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
         else:
@@ -146,11 +175,12 @@ def _taught(teacher: Any, data: Encoded, collate: Any, bar: Bar) -> Taught:
 
 def fit(
     model: Any,
-    train: Encoded,
-    validation: Encoded,
+    train: Any,
+    validation: Any,
     tokenizer: Any,
     spec: TrainSpec,
     *,
+    objective: Objective | None = None,
     seed: int,
     bar: Bar,
     group_by_length: bool = True,
@@ -168,6 +198,7 @@ def fit(
         validation: what to choose the epoch by.
         tokenizer: pads the batches.
         spec: epochs, learning rate and so on.
+        objective: what to choose the epoch by; None for the accuracy.
         seed: decides the order of the batches and the dropout.
         bar: advanced by one for each step, and by one for each sentence a teacher answers beforehand.
         group_by_length: put sentences of like length into a batch.
@@ -189,17 +220,24 @@ def fit(
             "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
             "Set cache_prefix: false."
         )
-    parts, collate = [train, validation], DataCollatorWithPadding(tokenizer)
-    taught = _taught(teacher, train, collate, bar) if distillation is not None and not distillation.hidden else None
+    parts, collate = [train, validation], objective.collate if objective else DataCollatorWithPadding(tokenizer)
+    # the answers of a model that writes, a row of the vocabulary for every token, would fill any memory
+    ahead = distillation is not None and not distillation.hidden and objective is None
+    taught = _taught(teacher, train, collate, bar) if ahead else None
     growing = [] if schedule is None else [GradualCallback(schedule)]
     with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
-        keeper = KeepBest(parts[1], collate, bar, spec.patience, schedule)
+        goal = objective or Objective("accuracy", True, partial(evaluate, data=parts[1], collate=collate), collate)
+        keeper = KeepBest(goal, bar, spec.patience, schedule)
         rows = Taught(parts[0], taught.answers) if taught else parts[0]
         common = {"model": model, "callbacks": [*growing, *callbacks, keeper]}
         with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
             # a teacher's answers and the number of stored states are in the rows, and no arguments of the model
             plain = taught is None and not cache_prefix
-            arguments = _arguments(scratch, spec, len(train), seed, group_by_length, remove_unused_columns=plain)
+            arguments = _arguments(
+                *(scratch, spec, len(train), seed, group_by_length),
+                remove_unused_columns=plain,
+                label_smoothing_factor=goal.label_smoothing,
+            )
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
             # prints a line of its own for each log
             trainer.remove_callback(_printer())

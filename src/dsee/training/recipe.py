@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dsee.pruning.gates import STRENGTH
+from dsee.tasks.generation.spec import KINDS, GenerationSpec
 from dsee.tasks.spec import DataSpec
 from dsee.training.distillation import Distillation
 from dsee.training.schedule_spec import ScheduleSpec
@@ -267,7 +268,10 @@ class Recipe(Section):
 
     Attributes:
         model: a folder, a hub name, or ``package:NAME/PATH``.
+        gguf_file: name of a GGUF file in ``model``, whose weights are then dequantised.
+        task: what the model learns: to choose a label, or to write.
         data: files and columns.
+        generation: columns, decoding and scoring of a model that writes.
         update: what is trained.
         gates: learned beside it while tuning, for the score "gate"; ``true`` for the defaults.
         tune: the first stage.
@@ -287,8 +291,10 @@ class Recipe(Section):
     """
 
     model: str
-    task: Literal["text-classification"] = "text-classification"
+    gguf_file: str | None = None
+    task: Literal["text-classification", "data-to-text", "instruction", "language-modelling"] = "text-classification"
     data: DataSpec
+    generation: GenerationSpec = GenerationSpec()
     update: UpdateSpec = UpdateSpec()
     gates: GatesSpec | None = None
     tune: TrainSpec = TrainSpec()
@@ -303,6 +309,26 @@ class Recipe(Section):
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     group_by_length: bool = True
     cache_prefix: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model learns to write instead of choosing a label."""
+        return self.task in KINDS
+
+    @model_validator(mode="after")
+    def _keys_of_the_task(self) -> Recipe:
+        if not self.writes and self.gguf_file is not None:
+            raise ValueError(
+                f"gguf_file: such files hold models that write; name a task of writing ({', '.join(KINDS)})"
+            )
+        if not self.writes and "generation" in self.model_fields_set:
+            raise ValueError(f"generation: is for tasks of writing ({', '.join(KINDS)}); name one as task")
+        if self.writes:
+            used = {"text"} if self.task == "language-modelling" else set()
+            columns = {"text", "text_pair", "label", "labels"} - used
+            if unused := sorted(columns & self.data.model_fields_set):
+                raise ValueError(f"data.{unused[0]}: has no meaning in task {self.task}; its columns are in generation")
+        return self
 
     @model_validator(mode="after")
     def _someone_to_teach(self) -> Recipe:

@@ -9,10 +9,13 @@ from typing import Any
 
 from dsee.errors import InputError
 from dsee.tasks.encode import Encoded
+from dsee.tasks.generation import GenerationData
 from dsee.tasks.places import PACKAGE, existing_file, locate
 from dsee.tasks.text import TextData, load_text_data
+from dsee.training.gguf import dense_arguments, gguf_arguments, plain
 from dsee.training.recipe import Recipe
 from dsee.training.stage import content_of
+from dsee.training.writing import Writing
 
 
 @dataclass
@@ -35,16 +38,27 @@ class Setting:
         reference = self.recipe.model
         path = locate(reference, self.base)
         if path.is_dir():
-            if not (path / "config.json").is_file():
+            if self.recipe.gguf_file is None and not (path / "config.json").is_file():
                 raise InputError(f"model: {path} is not a model folder, it has no config.json.")
             return str(path)
         if reference.startswith((PACKAGE, "/", ".", "~")) or path.exists():
             raise InputError(f"model: {path} is not a folder with a model in it.")
         return reference
 
+    @property
+    def _gguf(self) -> dict[str, Any]:
+        return gguf_arguments(self.recipe.gguf_file, self.model_source)
+
     @cached_property
-    def data(self) -> TextData:
+    def writing(self) -> Writing | None:
+        """The task, if it is one of writing."""
+        return Writing(self.recipe, self.base, self.tokenizer) if self.recipe.writes else None
+
+    @cached_property
+    def data(self) -> TextData | GenerationData:
         """The three parts."""
+        if self.writing:
+            return self.writing.data
         return load_text_data(self.recipe.data, self.base, self.recipe.seed)
 
     @cached_property
@@ -52,17 +66,21 @@ class Setting:
         """The model's tokenizer."""
         from transformers import AutoTokenizer
 
-        return _from_hub(AutoTokenizer, self.model_source)
+        return _from_hub(AutoTokenizer, self.model_source, **self._gguf)
 
     @cached_property
-    def parts(self) -> dict[str, Encoded]:
+    def parts(self) -> dict[str, Any]:
         """The parts as token ids: "train", "validation", "test"."""
+        if self.writing:
+            return dict(self.writing.parts)
         names = ("train", "validation", "test")
         return {n: Encoded(getattr(self.data, n), self.tokenizer, self.recipe.max_length) for n in names}
 
     @cached_property
     def collate(self) -> Any:
         """Makes padded batches."""
+        if self.writing:
+            return self.writing.collate
         from transformers import DataCollatorWithPadding
 
         return DataCollatorWithPadding(self.tokenizer)
@@ -72,7 +90,9 @@ class Setting:
         """Content of everything outside the recipe that the results depend on."""
         spec = self.recipe.data
         files = [existing_file(r, self.base) for r in (spec.train, spec.validation, spec.test) if r is not None]
-        return {"model": content_of(Path(self.model_source)), "data": [content_of(path) for path in files]}
+        source = Path(self.model_source)
+        source = source / self.recipe.gguf_file if self.recipe.gguf_file else source
+        return {"model": content_of(source), "data": [content_of(path) for path in files]}
 
     def empty_model(self) -> Any:
         """Return the model's shapes without its weights, on the meta device.
@@ -81,20 +101,26 @@ class Setting:
             InputError: the model's configuration cannot be loaded.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForSequenceClassification
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-        config = _from_hub(AutoConfig, self.model_source)
+        config = _from_hub(AutoConfig, self.model_source, **self._gguf)
         with torch.device("meta"):
-            return AutoModelForSequenceClassification.from_config(config)
+            return (AutoModelForCausalLM if self.writing else AutoModelForSequenceClassification).from_config(config)
 
     def new_model(self) -> Any:
-        """Return the pre-trained model with an untrained task head.
+        """Return the pre-trained model, with an untrained task head if it is to choose labels.
 
         Raises:
             InputError: the model cannot be loaded.
         """
-        from transformers import AutoModelForSequenceClassification
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+        more = self._gguf | (dense_arguments() if self._gguf else {})
+        if isinstance(self.data, GenerationData):
+            # a small update's steps are lost in the rounding of half precision
+            model = _from_hub(AutoModelForCausalLM, self.model_source, dtype=torch.float32, **more)
+            return plain(model) if self._gguf else model
         labels = self.data.labels
         named = {
             "id2label": dict(enumerate(labels)),

@@ -49,9 +49,7 @@ def text_loss(
         labels = batch.pop("labels")[:, 1:].flatten()
         logits = torch.as_tensor(run(batch))[:, :-1].float().flatten(0, 1)
         total += float(
-            torch.nn.functional.cross_entropy(
-                logits, labels.to(logits.device), ignore_index=IGNORED, reduction="sum"
-            )
+            torch.nn.functional.cross_entropy(logits, labels.to(logits.device), ignore_index=IGNORED, reduction="sum")
         )
         count += int((labels != IGNORED).sum())
         if progress:

@@ -96,9 +96,7 @@ def _read(data: DataSpec, spec: GenerationSpec, kind: str, reference: str, base:
         for name in names:
             require_column(table, name, path, key)
     columns = {name: list(table[name]) for names in [*wanted.values(), list(data.where)] for name in names}
-    numbers = [
-        i for i in range(len(table)) if all(str(columns[name][i]) == str(v) for name, v in data.where.items())
-    ]
+    numbers = [i for i in range(len(table)) if all(str(columns[name][i]) == str(v) for name, v in data.where.items())]
     if not numbers:
         said = ", ".join(f"{name}={value!r}" for name, value in data.where.items())
         raise InputError(f"{path}: no row has {said} (data.where).")
@@ -155,7 +153,9 @@ def _references(value: Any, target: str, place: str, column: str | None) -> tupl
         return (target,)
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise InputError(f"{place}: column {column!r} holds {value!r}, which is no list of texts (generation.references).")
+        raise InputError(
+            f"{place}: column {column!r} holds {value!r}, which is no list of texts (generation.references)."
+        )
     return tuple(texts)
 
 
@@ -176,7 +176,7 @@ def _cut_off(
         kept, taken = examples[: len(examples) - size], examples[len(examples) - size :]
     else:
         prompts = sorted({e.prompt for e in examples})
-        counts = {prompt: 0 for prompt in prompts}
+        counts = dict.fromkeys(prompts, 0)
         for e in examples:
             counts[e.prompt] += 1
         random.Random(f"{seed} {name}").shuffle(prompts)  # noqa: S311 - a split, no secret

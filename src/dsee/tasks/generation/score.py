@@ -1,7 +1,7 @@
 """BLEU, NIST, METEOR, ROUGE-L, CIDEr and TER, each by the library that is known for it.
 
-One tokenisation for all that need tokens from us (NIST, METEOR, CIDEr): sacrebleu's "13a", which is that of mteval-v13a,
-on lower-cased text. BLEU and TER are sacrebleu's own with its defaults, ROUGE-L is rouge-score's own. pycocoevalcap
+One tokenisation for all that need tokens from us (NIST, METEOR, CIDEr): sacrebleu's "13a", that of mteval-v13a, on
+lower-cased text. BLEU and TER are sacrebleu's own with its defaults, ROUGE-L is rouge-score's own. pycocoevalcap
 tokenises with Java; its CIDEr is called with the same 13a tokens instead, so the figure is that of its formula, but
 not to the digit that of a run with its tokenizer.
 """
