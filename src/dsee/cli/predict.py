@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,9 @@ def predict(
     folder: Annotated[
         Path, typer.Argument(help="An artifact, an ONNX folder, or the folder of a run.", metavar="FOLDER")
     ],
-    texts: Annotated[list[str] | None, typer.Argument(help="Sentences to classify.", metavar="[TEXT]...")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Sentences to classify, or prompts.", metavar="[TEXT]...")
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -26,10 +28,16 @@ def predict(
     column: Annotated[str, typer.Option(help="Column of the table that holds the sentences.")] = "text",
     batch_size: Annotated[int, typer.Option(help="Sentences at a time.", min=1)] = 32,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line, with all probabilities.")
+        bool, typer.Option("--json", help="Print one JSON object a line, with all probabilities or the whole text.")
     ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest text of a model that writes, in tokens.", min=1)
+    ] = None,
 ) -> None:
-    """Classify sentences. Prints label, probability and sentence, separated by tabs.
+    """Classify sentences, or write after prompts.
+
+    Prints label, probability and sentence, separated by tabs. A model that writes is asked as it was trained, with its
+    beams; it prints one text a line, line breaks inside it as blanks.
 
     An ONNX folder is run by onnxruntime alone: neither torch nor transformers is loaded.
     """
@@ -37,10 +45,19 @@ def predict(
     from dsee.runtime.serving.engine import softmax
 
     sentences = _sentences(texts or [], file, column)
-    labels, logits = _model(artifact_in(folder))
+    found = artifact_in(folder)
+    model = _model(found)
+    if model.generates:
+        from dsee.cli.answers import print_texts
+
+        print_texts(found, model, sentences, batch_size=batch_size, longest=max_new_tokens, as_json=as_json)
+        return
+    if max_new_tokens is not None:
+        raise InputError("--max-new-tokens: this model chooses a label and writes nothing.")
+    labels = model.labels
     for start in range(0, len(sentences), batch_size):
         chunk = sentences[start : start + batch_size]
-        for text, row in zip(chunk, softmax(logits(chunk)), strict=True):
+        for text, row in zip(chunk, softmax(model.logits(chunk)), strict=True):
             best = int(row.argmax())
             if as_json:
                 scores = {label: round(float(p), 6) for label, p in zip(labels, row, strict=True)}
@@ -76,15 +93,12 @@ def _from_file(path: Path, column: str) -> Iterator[str]:
         yield line
 
 
-def _model(folder: Path) -> tuple[list[str], Callable[[list[str]], Any]]:
-    """Labels and a function from sentences to logits."""
+def _model(folder: Path) -> Any:
+    """The opened folder, with torch only if it takes torch."""
     from dsee.runtime.opened import is_onnx, open_model
 
     if not is_onnx(folder):
         from dsee.cli.terminal import quiet_libraries
 
         quiet_libraries()
-    model = open_model(folder)
-    if model.generates:
-        raise InputError(f"{folder} holds a model that generates text and chooses no label. Use dsee serve.")
-    return model.labels, model.logits
+    return open_model(folder)

@@ -337,7 +337,8 @@ def merge(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
         else:
             warnings.warn(warning.message, stacklevel=2)
     results = _tested(setting, model, bar) | ({"said": said} if said else {})
-    dsee.save(model, target, tokenizer=setting.tokenizer, facts={"test": results["test"]})
+    facts = {"test": results["test"]} | (setting.writing.facts() if setting.writing else {})
+    dsee.save(model, target, tokenizer=setting.tokenizer, facts=facts)
     return results
 
 

@@ -14,6 +14,7 @@ from dsee.errors import InputError
 from dsee.measure.sample import longest_input
 from dsee.modes import evaluating
 from dsee.tasks.generation import EncodedText, GenerationData, collate_text, load_generation_data, score_texts
+from dsee.tasks.generation.ask import FACT, asking
 from dsee.tasks.generation.loss import text_loss
 from dsee.tasks.generation.score import chosen_metrics
 from dsee.tasks.generation.write import write_texts
@@ -67,7 +68,7 @@ class Writing:
         }
 
     @cached_property
-    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Makes padded batches."""
         return collate_text(self.tokenizer)
 
@@ -97,14 +98,15 @@ class Writing:
         """
         device = next(model.parameters()).device
 
-        def run(batch: dict[str, torch.Tensor]) -> Any:
-            return model(**{key: tensor.to(device) for key, tensor in batch.items()}).logits
+        def run(batch: dict[str, Any]) -> Any:
+            moved = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+            return model(**moved).logits
 
         with evaluating(model), torch.inference_mode():
             return self.loss_by(run, part, int(model.config.vocab_size), progress)
 
     def loss_by(
-        self, run: Callable[[dict[str, torch.Tensor]], Any], part: str, vocabulary: int, progress: Any = None
+        self, run: Callable[[dict[str, Any]], Any], part: str, vocabulary: int, progress: Any = None
     ) -> dict[str, float]:
         """Return loss and perplexity of whatever gives logits.
 
@@ -142,6 +144,11 @@ class Writing:
                 f"generation.decoding.max_new_tokens={new} after the longest prompt of {longest} tokens is more than "
                 f"the {longest_input(empty)} positions of this model."
             )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a saved model has to say of how it is asked, as plain data."""
+        recipe = self.recipe
+        return {FACT: asking(self.tokenizer, recipe.generation, recipe.task).model_dump(mode="json")}
 
     def write(self, bar: Bar, folder: Path, texts: Path) -> dict[str, Any]:
         """Let a saved model write for the test part's prompts, and score what it writes.

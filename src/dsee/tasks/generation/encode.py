@@ -89,11 +89,7 @@ def encoder(
     Raises:
         InputError: ``chat: true`` without a template, or no token that ends texts.
     """
-    end = end_token(tokenizer)
-    template = bool(getattr(tokenizer, "chat_template", None))
-    if spec.chat and not template:
-        raise InputError("generation.chat: this tokenizer has no chat template. Leave the key out.")
-    chat = kind == "instruction" and (template if spec.chat is None else spec.chat)
+    end, chat = end_token(tokenizer), speaks_chat(tokenizer, spec, kind)
 
     def ids(texts: list[str]) -> list[list[int]]:
         found: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -114,6 +110,23 @@ def encoder(
         return [(prompt, [*target, end]) for prompt, target in zip(prompts, targets, strict=True)]
 
     return pairs
+
+
+def speaks_chat(tokenizer: Any, spec: GenerationSpec, kind: str) -> bool:
+    """Whether prompts are written in the tokenizer's chat template.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        spec: the recipe's section.
+        kind: one of :data:`dsee.tasks.generation.KINDS`.
+
+    Raises:
+        InputError: ``chat: true`` without a template.
+    """
+    template = bool(getattr(tokenizer, "chat_template", None))
+    if spec.chat and not template:
+        raise InputError("generation.chat: this tokenizer has no chat template. Leave the key out.")
+    return kind == "instruction" and (template if spec.chat is None else spec.chat)
 
 
 def _chat(tokenizer: Any, example: Example) -> tuple[str, str]:
@@ -181,7 +194,7 @@ def _packed(rows: list[dict[str, Any]], length: int) -> list[dict[str, Any]]:
     ]
 
 
-def collate_text(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+def collate_text(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """Return a collator that fills up on the right.
 
     Packed rows get positions instead of a mask, from which transformers keeps their examples apart.
@@ -195,11 +208,12 @@ def collate_text(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, t
         longest = max(len(row["input_ids"]) for row in rows)
         return torch.tensor([[*row[key], *[value] * (longest - len(row[key]))] for row in rows])
 
-    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {"input_ids": filled(rows, "input_ids", pad), "labels": filled(rows, "labels", IGNORED)}
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = {"input_ids": filled(rows, "input_ids", pad), "labels": filled(rows, "labels", IGNORED)}
         if "position_ids" in rows[0]:
-            # 0 again and again: each filler is an example of its own
-            return batch | {"position_ids": filled(rows, "position_ids", 0)}
+            # 0 again and again: each filler is an example of its own. With a cache, which they make even while
+            # learning, models do not look for examples in the positions
+            return batch | {"position_ids": filled(rows, "position_ids", 0), "use_cache": False}
         sizes = torch.tensor([len(row["input_ids"]) for row in rows])
         mask = torch.arange(batch["input_ids"].shape[1])[None] < sizes[:, None]
         return batch | {"attention_mask": mask.long()}

@@ -15,9 +15,9 @@ LOGITS = 256 * 2**20
 
 
 def text_loss(
-    run: Callable[[dict[str, torch.Tensor]], Any],
+    run: Callable[[dict[str, Any]], Any],
     data: EncodedText,
-    collate: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
     vocabulary: int,
     *,
     progress: Callable[[int], None] | None = None,
