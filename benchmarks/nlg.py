@@ -86,7 +86,7 @@ class Cell:
         return f"{self.model}-{self.train}-{self.tune}-{self.lr}-{self.r}-{self.batch}-{self.beams}-{self.test}"
 
 
-SMOL = {"train": 240, "validation": 24, "test": 32, "tune": 1, "lr": 1e-3, "batch": 4, "beams": 4, "calibration": 32}
+SMOL = {"train": 128, "validation": 12, "test": 20, "tune": 1, "lr": 2e-3, "batch": 4, "beams": 1, "calibration": 16}
 CELLS = [
     Cell("gpt2-mini", WEIGHTS),
     Cell("gpt2-mini", CUT),

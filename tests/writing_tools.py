@@ -102,7 +102,7 @@ def lively(model, seed=0):
 
 
 def pretrained(folder, make, steps=150):
-    """A folder with a model that has read such texts without their data, so that a small update has something to use."""
+    """A folder with a model that has read texts and data apart, so that a small update has something to use."""
     model, words = make(), tokenizer()
     texts = [row["target"] + END for row in rows(64, seed=5)] + [row["source"] + END for row in rows(64, seed=6)]
     random.Random(0).shuffle(texts)

@@ -1,6 +1,5 @@
 """Every figure is the library's own, called the plain way."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ REFERENCES = [
     ["Cotto is a cheap pub by the river."],
     ["It is family friendly , is it not ?", "Is it family-friendly?", "A family-friendly place, it is."],
 ]
+WORDS = ["the", "mill", "serves", "french", "food", "."]
 WORDNET = Path(__file__).parents[4] / "shared" / "data" / "nltk_data"
 
 
@@ -144,7 +144,7 @@ def test_wrong_input_is_one_clear_error(texts, references, metrics, said):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.lists(st.sampled_from("the mill serves french food .".split()), min_size=1), min_size=1, max_size=4))
+@given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1), min_size=1, max_size=4))
 def test_more_references_never_lower_rouge(written):
     texts = [" ".join(words) for words in written]
     one = [["french food ."] for _ in texts]
@@ -154,7 +154,5 @@ def test_more_references_never_lower_rouge(written):
 
 
 def test_the_tokens_are_those_of_mteval():
-    assert (
-        tokens('The pub, "Cotto", isn\'t cheap: 3,50-25.') == 'the pub , " cotto " , isn\'t cheap : 3,50 - 25 .'.split()
-    )
-    assert sys.modules["sacrebleu"]
+    expected = ["the", "pub", ",", '"', "cotto", '"', ",", "isn't", "cheap", ":", "3,50", "-", "25", "."]
+    assert tokens('The pub, "Cotto", isn\'t cheap: 3,50-25.') == expected

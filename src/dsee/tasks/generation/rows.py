@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsee.errors import InputError
+from dsee.errors import InputError, listed, nearest
 from dsee.tasks.generation.spec import GenerationSpec
 from dsee.tasks.places import existing_file
 from dsee.tasks.spec import DataSpec
-from dsee.tasks.table import read_table, require_column
+from dsee.tasks.table import read_table
 
 PARTS = ("train", "validation", "test")
 
@@ -92,9 +92,9 @@ def _read(data: DataSpec, spec: GenerationSpec, kind: str, reference: str, base:
         return _lines(path)
     table = read_table(path)
     wanted = _columns(data, spec, kind)
-    for key, names in [*wanted.items(), *((f"where.{column}", [column]) for column in data.where)]:
+    for key, names in [*wanted.items(), *((f"data.where.{column}", [column]) for column in data.where)]:
         for name in names:
-            require_column(table, name, path, key)
+            _require(table.column_names, name, path, key)
     columns = {name: list(table[name]) for names in [*wanted.values(), list(data.where)] for name in names}
     numbers = [i for i in range(len(table)) if all(str(columns[name][i]) == str(v) for name, v in data.where.items())]
     if not numbers:
@@ -103,10 +103,15 @@ def _read(data: DataSpec, spec: GenerationSpec, kind: str, reference: str, base:
     return [_example(columns, spec, wanted, kind, i, f"{path}, row {i + 1}") for i in numbers]
 
 
+def _require(names: list[str], name: str, path: Path, key: str) -> None:
+    if name not in names:
+        raise InputError(f"{path} has no column {name!r} ({key}).{nearest(name, names)} Its columns: {listed(names)}.")
+
+
 def _columns(data: DataSpec, spec: GenerationSpec, kind: str) -> dict[str, list[str]]:
     """Columns by the key of the recipe that names them, in the order prompt, target, references."""
     if kind == "language-modelling":
-        return {"text": [data.text]}
+        return {"data.text": [data.text]}
     if kind == "instruction":
         return {"generation.prompt": [spec.prompt], "generation.response": [spec.response]}
     source = [spec.source] if isinstance(spec.source, str) else spec.source
@@ -129,7 +134,7 @@ def _example(
         return value
 
     if kind == "language-modelling":
-        return Example("", text(wanted["text"][0]), (), place)
+        return Example("", text(wanted["data.text"][0]), (), place)
     if kind == "instruction":
         answer = text(spec.response)
         return Example(text(spec.prompt), answer, (answer,), place)
