@@ -145,7 +145,7 @@ def test_torch_compile_takes_it_whole(make, kind):
 
 @needs_kernels
 def test_the_operator_passes_torchs_own_check():
-    from dsee.kernels.operator import _operator
+    from dsee.kernels.torch_operator import _operator
 
     made, _ = layer(nn.Linear, "blocks")
     to_kernels(made, "blocks")

@@ -1,5 +1,6 @@
-"""Sparse linear layers on ordinary CPUs."""
+"""Sparse linear layers, and attention between them, on ordinary CPUs."""
 
+from dsee.kernels.attend import attention
 from dsee.kernels.library import library, why_not
 from dsee.kernels.linear import from_kernels, on_kernels, to_kernels
 from dsee.kernels.matrix import SparseMatrix, pack
@@ -8,6 +9,7 @@ from dsee.kernels.product import Side, pack_side, sparse_linear
 __all__ = [
     "Side",
     "SparseMatrix",
+    "attention",
     "from_kernels",
     "library",
     "on_kernels",

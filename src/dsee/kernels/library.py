@@ -77,6 +77,7 @@ class Library:
         loaded.dsee_run.argtypes = [POINTER(CProduct), c_char_p, c_int32]
         address = ctypes.c_void_p
         loaded.dsee_linear.argtypes = [address, address, address, address, c_int64, c_int32, c_char_p, c_int32]
+        loaded.dsee_attend.argtypes = [address, c_char_p, c_int32]
         self._loaded, self._linear = loaded, loaded.dsee_linear
         names = (c_char_p * 8)()
         count = loaded.dsee_paths(names, 8)
@@ -140,6 +141,19 @@ class Library:
         """
         if self._linear(matrix, bias, x, y, tokens, activation, self._name, threads):
             raise MemoryError("dsee.kernels: no memory for a panel of activations.")
+
+    def attend(self, attention: ctypes.Structure, threads: int) -> None:
+        """Compute attention whose tensors fit each other.
+
+        Args:
+            attention: a ``dsee_attention``.
+            threads: how many threads may share it.
+
+        Raises:
+            MemoryError: no memory for a head's keys and values.
+        """
+        if self._loaded.dsee_attend(ctypes.addressof(attention), self._name, threads):
+            raise MemoryError("dsee.kernels: no memory for the keys and values of a head.")
 
 
 @cache

@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from dsee.errors import InputError, OrderError
 from dsee.kernels.matrix import Kind, SparseMatrix, pack
-from dsee.kernels.operator import sparse_linear_op
 from dsee.kernels.product import Side, activate, compute
+from dsee.kernels.torch_operator import sparse_linear_op
 
 #: Where a layer keeps its packed weight.
 STATE = "_dsee_sparse"

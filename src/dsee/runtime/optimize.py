@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from dsee.errors import InputError, OrderError
 from dsee.kernels import from_kernels, library, on_kernels, to_kernels, why_not
@@ -18,11 +19,14 @@ from dsee.kernels.linear import CLASSES, STATE, Packed
 from dsee.kernels.matrix import Kind
 from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
+from dsee.runtime import own_attention
 from dsee.runtime.activations import fuse, unfuse
 from dsee.runtime.side_kernels import register
 
 #: A sparse way has to win by this share of the dense time, or the layer stays dense.
 MARGIN = 0.03
+#: Attention's share of a model is small, and so is what the whole has to win by it.
+ATTENTION_MARGIN = 0.01
 #: Stored numbers over all from which on no kernel can win.
 DENSEST = 0.9
 DENSE = "dense"
@@ -61,12 +65,14 @@ class Choices:
         tokens: tokens of the sample batch.
         path: instruction set of the kernels, or why there are none.
         gain: time of the whole model before over after, on the sample.
+        attention: "sdpa" (torch's), "dsee" (the kernels') or "" where the model leaves no choice.
     """
 
     layers: list[Choice]
     tokens: int
     path: str
     gain: float = 1.0
+    attention: str = ""
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
@@ -91,14 +97,16 @@ class Choices:
             + (f"  with {layer.activation}" if layer.activation else "")
             for layer in self.layers
         ]
-        return "\n".join([self.summary, *lines, f"whole model: {self.gain:.2f} times as fast"])
+        attention = [f"  attention: {self.attention}"] if self.attention else []
+        return "\n".join([self.summary, *lines, *attention, f"whole model: {self.gain:.2f} times as fast"])
 
 
 def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None, *, rounds: int = 7) -> Choices:
     """Let each sparse linear layer run the fastest way there is here, in place; outputs stay equal to rounding.
 
     Dense and sparse kernels are timed in turns on what each layer sees of the sample batch. A layer leaves the dense
-    way only for a gain of 3 %, and if the whole model gained nothing all of it is undone. Class, parameters, files and
+    way only for a gain of 3 %; attention goes to the kernels where transformers leaves it to torch's sdpa and the whole
+    model is 1 % faster so; and if the whole model gained nothing all of it is undone. Class, parameters, files and
     training of the model do not change; under gradients every layer computes densely.
 
     Args:
@@ -116,7 +124,8 @@ def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None,
     """
     if rounds < 1:
         raise InputError(f"optimize: rounds={rounds} has to be at least 1.")
-    if on_kernels(model):
+    base = own_attention.base_of(model)
+    if on_kernels(model) or (base is not None and base.config._attn_implementation == own_attention.NAME):
         raise OrderError(
             "optimize: this model runs on the kernels already. Call undo() on what optimize returned first."
         )
@@ -138,12 +147,15 @@ def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None,
             if state is not None:
                 packed[name] = state
         _apply(model, choices, packed)
-        if any(layer.chosen != DENSE for layer in choices.layers):
+        if base is not None:
+            _choose_attention(model, base, inputs, rounds, choices)
+        if any(layer.chosen != DENSE for layer in choices.layers) or choices.attention == own_attention.NAME:
             choices.gain = before / _whole(model, inputs, rounds)
     if choices.gain < 1.0:
         # single layers were faster, the whole was not: noise, or a batch too small to tell
         choices.undo()
         choices.layers = [Choice(layer.name, DENSE, layer.times_ms, layer.density) for layer in choices.layers]
+        choices.attention = own_attention.STANDARD if choices.attention else ""
         choices.gain = 1.0
     return choices
 
@@ -204,6 +216,24 @@ def _race(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
 def _whole(model: nn.Module, inputs: Mapping[str, torch.Tensor], rounds: int) -> float:
     return _race({"model": lambda: model(**inputs)}, rounds)["model"]
+
+
+def _choose_attention(
+    model: nn.Module, base: PreTrainedModel, inputs: Mapping[str, torch.Tensor], rounds: int, choices: Choices
+) -> None:
+    """Time the whole model with torch's attention and with the kernels', in turns."""
+    own_attention.register()
+    ways = (own_attention.STANDARD, own_attention.NAME)
+    times = dict.fromkeys(ways, float("inf"))
+    for _ in range(2):
+        for way in ways:
+            base.set_attn_implementation(way)
+            times[way] = min(times[way], _whole(model, inputs, -(-rounds // 2)))
+    better = times[own_attention.NAME] < (1 - ATTENTION_MARGIN) * times[own_attention.STANDARD]
+    choices.attention = ways[better]
+    base.set_attn_implementation(choices.attention)
+    if better:
+        choices._undo.append(partial(base.set_attn_implementation, own_attention.STANDARD))
 
 
 def _apply(model: nn.Module, choices: Choices, packed: Mapping[str, Packed]) -> None:
