@@ -105,7 +105,7 @@ def test_the_texts_are_what_the_saved_model_writes_and_what_was_scored(done):
 
 def test_the_best_epoch_by_loss_wins(done):
     setting = Setting(done.recipe, done.folder, done.result.output)
-    found = setting.writing.loss(dsee.load(done.result.output / "stages" / "tuned"), "validation")
+    found = setting.writing.validate(dsee.load(done.result.output / "stages" / "tuned"))
     assert found["loss"] == pytest.approx(min(e["loss"] for e in done.result.stages["tune"]["validation"]), rel=1e-5)
 
 

@@ -21,7 +21,9 @@ from dsee.errors import InputError
 from dsee.modes import evaluating
 from dsee.pruning import Gradual
 from dsee.tasks.encode import Encoded, predict
-from dsee.tasks.metrics import classification_metrics
+from dsee.tasks.kinds import measure
+from dsee.tasks.metrics import METRICS
+from dsee.tasks.stream import Streamed
 from dsee.training.distillation import Distillation
 from dsee.training.gradual import GradualCallback
 from dsee.training.prefix_cache import prefix_cache
@@ -33,31 +35,17 @@ from dsee.update.groups import parameter_groups
 
 @dataclass(frozen=True)
 class Objective:
-    """What tuning works towards, where that is not the accuracy of labels.
+    """What tuning works towards, where that is not a figure of labels.
 
     Attributes:
-        metric: figure of the validation part that chooses the epoch.
-        higher: whether more of it is better.
         evaluate: from a model to its figures on the validation part.
         collate: makes a padded batch.
         label_smoothing: share of the target's probability that is spread over all.
     """
 
-    metric: str
-    higher: bool
     evaluate: Callable[[Any], dict[str, float]]
     collate: Callable[[list[dict[str, Any]]], Any]
     label_smoothing: float = 0.0
-
-    def better(self, found: dict[str, float], than: dict[str, float]) -> bool:
-        """Whether one epoch's figures beat another's.
-
-        Args:
-            found: the one's.
-            than: the other's.
-        """
-        one, other = found[self.metric], than[self.metric]
-        return one > other if self.higher else one < other
 
 
 def torch_logits(model: Any) -> Any:
@@ -87,7 +75,7 @@ def evaluate(model: Any, data: Encoded, collate: Any, progress: Any = None) -> d
         progress: called with the number of examples done.
     """
     with evaluating(model):
-        return classification_metrics(predict(torch_logits(model), data, collate, progress=progress), data.labels)
+        return measure(data.kind, predict(torch_logits(model), data, collate, progress=progress), data.labels)
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
@@ -123,34 +111,52 @@ def set_attention_dropout(model: nn.Module, p: float) -> None:
 
 
 class KeepBest(TrainerCallback):
-    """Evaluates after each epoch and remembers the trained numbers of the best one; they are few."""
+    """Evaluates after each epoch, or every so many steps, and remembers the best trained numbers; they are few."""
 
-    def __init__(self, objective: Objective, bar: Bar, patience: int | None, schedule: Gradual | None = None) -> None:
-        self.objective, self.bar, self.patience = objective, bar, patience
-        self.schedule = schedule
+    def __init__(
+        self,
+        evaluate: Callable[[Any], dict[str, float]],
+        bar: Bar,
+        spec: TrainSpec,
+        schedule: Gradual | None = None,
+        metric: str = "accuracy",
+    ) -> None:
+        self.evaluate, self.bar, self.spec = evaluate, bar, spec
+        self.schedule, self.metric = schedule, metric
+        self.seen = 0
         self.best: dict[str, float] = {}
         self.state: dict[str, torch.Tensor] = {}
         self.log: list[dict[str, float]] = []
         self.since_best = 0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - Trainer's signature
-        """Move the bar."""
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002 - Trainer's signature
+        """Move the bar; evaluate if it is time."""
         self.bar.advance()
+        if self.spec.eval_steps is not None and state.global_step % self.spec.eval_steps == 0:
+            self._look(state, control, model)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002 - Trainer's signature
         """Evaluate; the earlier epoch wins a tie."""
-        metrics = self.objective.evaluate(model)
+        if self.spec.eval_steps is None or state.global_step >= state.max_steps:
+            self._look(state, control, model)
+
+    def _look(self, state: Any, control: Any, model: Any) -> None:
+        if state.global_step == self.seen:
+            return
+        self.seen = state.global_step
+        metrics = self.evaluate(model)
         self.log.append(metrics)
-        self.bar.note(f"validation {self.objective.metric} {metrics[self.objective.metric]:.4g}")
+        judge = METRICS[self.metric]
+        self.bar.note(f"validation {judge.title} {judge.shown(metrics[self.metric])}")
         if self.schedule is not None and not self.schedule.done:
             # better, perhaps, but not the model that was asked for
             return
-        if not self.best or self.objective.better(metrics, self.best):
+        if not self.best or judge.better(metrics[self.metric], self.best[self.metric]):
             self.best, self.since_best = metrics, 0
             self.state = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
         else:
             self.since_best += 1
-            if self.patience is not None and self.since_best >= self.patience:
+            if self.spec.patience is not None and self.since_best >= self.spec.patience:
                 control.should_training_stop = True
 
 
@@ -159,9 +165,9 @@ def steps_of(spec: TrainSpec, examples: int) -> int:
 
     Args:
         spec: the stage.
-        examples: training sentences.
+        examples: training sentences; of no matter if the stage says how many steps it takes.
     """
-    return spec.epochs * math.ceil(examples / spec.batch_size)
+    return spec.max_steps or spec.epochs * math.ceil(examples / spec.batch_size)
 
 
 def _taught(teacher: Any, data: Encoded, collate: Any, bar: Bar) -> Taught:
@@ -180,7 +186,6 @@ def fit(
     tokenizer: Any,
     spec: TrainSpec,
     *,
-    objective: Objective | None = None,
     seed: int,
     bar: Bar,
     group_by_length: bool = True,
@@ -189,6 +194,8 @@ def fit(
     distillation: Distillation | None = None,
     schedule: Gradual | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    metric: str = "accuracy",
+    objective: Objective | None = None,
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
 
@@ -198,7 +205,6 @@ def fit(
         validation: what to choose the epoch by.
         tokenizer: pads the batches.
         spec: epochs, learning rate and so on.
-        objective: what to choose the epoch by; None for the accuracy.
         seed: decides the order of the batches and the dropout.
         bar: advanced by one for each step, and by one for each sentence a teacher answers beforehand.
         group_by_length: put sentences of like length into a batch.
@@ -208,6 +214,8 @@ def fit(
         distillation: how.
         schedule: masks that grow on the way; only epochs at whose end its rule holds can be the best one.
         callbacks: more of Trainer's, called before the evaluation at the end of an epoch.
+        metric: the validation figure that chooses the epoch, see :data:`dsee.tasks.metrics.METRICS`.
+        objective: how that figure is found, if not from the logits of labels.
 
     Returns:
         The callback, with the validation metrics of each epoch.
@@ -215,31 +223,26 @@ def fit(
     Raises:
         InputError: ``cache_prefix`` where the lower layers are not the same in every epoch.
     """
-    if cache_prefix and (schedule is not None or (distillation is not None and distillation.hidden)):
-        raise InputError(
-            "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
-            "Set cache_prefix: false."
-        )
+    kept = None if isinstance(train, Streamed) else train
+    if cache_prefix:
+        _check_cacheable(kept, distillation, schedule)
     parts, collate = [train, validation], objective.collate if objective else DataCollatorWithPadding(tokenizer)
     # the answers of a model that writes, a row of the vocabulary for every token, would fill any memory
-    ahead = distillation is not None and not distillation.hidden and objective is None
-    taught = _taught(teacher, train, collate, bar) if ahead else None
+    once = distillation is not None and not distillation.hidden and objective is None
+    taught = _taught(teacher, kept, collate, bar) if once and kept is not None else None
     growing = [] if schedule is None else [GradualCallback(schedule)]
     with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
-        goal = objective or Objective("accuracy", True, partial(evaluate, data=parts[1], collate=collate), collate)
-        keeper = KeepBest(goal, bar, spec.patience, schedule)
+        look = objective.evaluate if objective else partial(evaluate, data=parts[1], collate=collate)
+        keeper = KeepBest(look, bar, spec, schedule, metric)
         rows = Taught(parts[0], taught.answers) if taught else parts[0]
         common = {"model": model, "callbacks": [*growing, *callbacks, keeper]}
         with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
             # a teacher's answers and the number of stored states are in the rows, and no arguments of the model
-            plain = taught is None and not cache_prefix
-            arguments = _arguments(
-                *(scratch, spec, len(train), seed, group_by_length),
-                remove_unused_columns=plain,
-                label_smoothing_factor=goal.label_smoothing,
-            )
+            more: dict[str, Any] = {"remove_unused_columns": taught is None and not cache_prefix}
+            more["label_smoothing_factor"] = objective.label_smoothing if objective else 0.0
+            steps = steps_of(spec, 0 if kept is None else len(kept))
+            arguments = _arguments(scratch, spec, steps, seed, group_by_length and kept is not None, **more)
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
-            # prints a line of its own for each log
             trainer.remove_callback(_printer())
             set_seed(seed)
             trainer.train()
@@ -248,15 +251,26 @@ def fit(
     return keeper
 
 
+def _check_cacheable(kept: Encoded | None, distillation: Distillation | None, schedule: Gradual | None) -> None:
+    if schedule is not None or (distillation is not None and distillation.hidden):
+        raise InputError(
+            "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
+            "Set cache_prefix: false."
+        )
+    if kept is None:
+        raise InputError("cache_prefix: a stream is not kept, so neither is what becomes of it. Set it to false.")
+
+
 def _arguments(
-    scratch: str, spec: TrainSpec, examples: int, seed: int, group_by_length: bool, **more: Any
+    scratch: str, spec: TrainSpec, steps: int, seed: int, group_by_length: bool, **more: Any
 ) -> TrainingArguments:
     return TrainingArguments(
         output_dir=scratch,
         num_train_epochs=spec.epochs,
+        max_steps=spec.max_steps or -1,
         learning_rate=spec.learning_rate,
         per_device_train_batch_size=spec.batch_size,
-        warmup_steps=math.ceil(spec.warmup * steps_of(spec, examples)),
+        warmup_steps=math.ceil(spec.warmup * steps),
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         lr_scheduler_type="linear",
@@ -305,6 +319,7 @@ def _trainer(
 
 
 def _printer() -> Any:
+    """What prints a line of its own for each log."""
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback

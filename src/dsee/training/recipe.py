@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dsee.pruning.gates import STRENGTH
-from dsee.tasks.generation.spec import KINDS, GenerationSpec
+from dsee.tasks.generation.spec import KINDS, GenerationSpec, check_keys
 from dsee.tasks.spec import DataSpec
 from dsee.training.distillation import Distillation
 from dsee.training.schedule_spec import ScheduleSpec
@@ -52,7 +52,9 @@ class TrainSpec(Section):
         warmup: share of the steps.
         weight_decay: of AdamW; S2, biases and norms have none.
         max_grad_norm: gradient clipping.
-        patience: stop after so many epochs without a better validation accuracy; None runs all epochs.
+        patience: stop after so many evaluations without a better validation figure; None runs all epochs.
+        max_steps: steps instead of epochs; needed where the data are streamed.
+        eval_steps: evaluate every so many steps instead of after each epoch.
     """
 
     epochs: Positive = 3
@@ -65,6 +67,8 @@ class TrainSpec(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     patience: Positive | None = None
+    max_steps: Positive | None = None
+    eval_steps: Positive | None = None
 
 
 class DistillSpec(Section):
@@ -272,6 +276,7 @@ class Recipe(Section):
         task: what the model learns: to choose a label, or to write.
         data: files and columns.
         generation: columns, decoding and scoring of a model that writes.
+        metric: the validation figure that chooses the epoch and leads the report; None for the task's usual one.
         update: what is trained.
         gates: learned beside it while tuning, for the score "gate"; ``true`` for the defaults.
         tune: the first stage.
@@ -295,6 +300,7 @@ class Recipe(Section):
     task: Literal["text-classification", "data-to-text", "instruction", "language-modelling"] = "text-classification"
     data: DataSpec
     generation: GenerationSpec = GenerationSpec()
+    metric: str | None = None
     update: UpdateSpec = UpdateSpec()
     gates: GatesSpec | None = None
     tune: TrainSpec = TrainSpec()
@@ -317,17 +323,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _keys_of_the_task(self) -> Recipe:
-        if not self.writes and self.gguf_file is not None:
+        if self.writes:
+            check_keys(self.task, self.data, self.metric)
+        elif self.gguf_file is not None:
             raise ValueError(
                 f"gguf_file: such files hold models that write; name a task of writing ({', '.join(KINDS)})"
             )
-        if not self.writes and "generation" in self.model_fields_set:
+        elif "generation" in self.model_fields_set:
             raise ValueError(f"generation: is for tasks of writing ({', '.join(KINDS)}); name one as task")
-        if self.writes:
-            used = {"text"} if self.task == "language-modelling" else set()
-            columns = {"text", "text_pair", "label", "labels"} - used
-            if unused := sorted(columns & self.data.model_fields_set):
-                raise ValueError(f"data.{unused[0]}: has no meaning in task {self.task}; its columns are in generation")
         return self
 
     @model_validator(mode="after")
@@ -340,6 +343,14 @@ class Recipe(Section):
     @classmethod
     def _switch(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _end_of_a_stream(self) -> Recipe:
+        stages = {"tune": self.tune} | ({"recover": self.recover} if self.prune else {})
+        for name, stage in stages.items():
+            if self.data.streaming and stage.max_steps is None:
+                raise ValueError(f"data.streaming: nobody knows how long a stream is; set {name}.max_steps")
+        return self
 
     @model_validator(mode="after")
     def _gates_to_rank_by(self) -> Recipe:

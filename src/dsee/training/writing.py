@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dsee.errors import InputError
 from dsee.measure.sample import longest_input
 from dsee.modes import evaluating
@@ -18,7 +16,8 @@ from dsee.tasks.generation.ask import FACT, asking
 from dsee.tasks.generation.loss import text_loss
 from dsee.tasks.generation.score import chosen_metrics
 from dsee.tasks.generation.write import write_texts
-from dsee.training.fit import Objective
+from dsee.tasks.metrics import Figures
+from dsee.training.fit import Objective, torch_logits
 from dsee.training.progress import Bar
 from dsee.training.recipe import Recipe
 from dsee.training.stage import write_whole
@@ -78,45 +77,42 @@ class Writing:
         found = len(self.parts["test"].prompts)
         return min(found, self.recipe.generation.decoding.limit or found)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a report has to say of the data."""
+        cut = [
+            f"cut the ends of {part.shortened} of {len(part.examples)} targets, so that they fit into "
+            f"{self.recipe.max_length} tokens: {name}"
+            for name, part in self.parts.items()
+            if part.shortened
+        ]
+        dropped = self.data.dropped
+        return cut + ([f"dropped {dropped} repeated examples from the training file"] if dropped else [])
+
     def objective(self) -> Objective:
         """Return what tuning works towards: the lowest loss on the validation part."""
         return Objective(
-            metric="loss",
-            higher=False,
-            evaluate=lambda model: self.loss(model, "validation"),
-            collate=self.collate,
-            label_smoothing=self.recipe.generation.label_smoothing,
+            evaluate=self.validate, collate=self.collate, label_smoothing=self.recipe.generation.label_smoothing
         )
 
-    def loss(self, model: Any, part: str, progress: Callable[[int], None] | None = None) -> dict[str, float]:
-        """Return loss and perplexity of a model on one part, in eval mode.
+    def validate(self, model: Any) -> Figures:
+        """Return loss and perplexity of a model on the validation part, in eval mode.
 
         Args:
             model: the model; its mode is restored.
-            part: "train", "validation" or "test".
-            progress: called with the number of sequences done.
         """
-        device = next(model.parameters()).device
+        with evaluating(model):
+            return self.loss(torch_logits(model), "validation")
 
-        def run(batch: dict[str, Any]) -> Any:
-            moved = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
-            return model(**moved).logits
-
-        with evaluating(model), torch.inference_mode():
-            return self.loss_by(run, part, int(model.config.vocab_size), progress)
-
-    def loss_by(
-        self, run: Callable[[dict[str, Any]], Any], part: str, vocabulary: int, progress: Any = None
-    ) -> dict[str, float]:
-        """Return loss and perplexity of whatever gives logits.
+    def loss(self, logits: Callable[[Any], Any], part: str, progress: Callable[[int], None] | None = None) -> Figures:
+        """Return loss and perplexity on one part.
 
         Args:
-            run: from a batch of tensors to logits, (batch, tokens, vocabulary).
-            part: "train", "validation" or "test".
-            vocabulary: its size.
+            logits: from a batch to (batch, tokens, vocabulary).
+            part: "validation" or "test".
             progress: called with the number of sequences done.
         """
-        return text_loss(run, self.parts[part], self.collate, vocabulary, progress=progress)
+        return text_loss(logits, self.parts[part], self.collate, len(self.tokenizer), progress=progress)
 
     def check(self, empty: Any) -> None:
         """Find before any tuning what would fail after it.

@@ -72,6 +72,16 @@ class EncodedText(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.features)
 
+    def head(self, limit: int) -> EncodedText:
+        """Return the first sequences.
+
+        Args:
+            limit: how many.
+        """
+        found = object.__new__(EncodedText)
+        found.features, found.examples, found.prompts, found.shortened = self.features[:limit], [], [], 0
+        return found
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.features[index]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dsee.errors import InputError, listed, nearest
 from dsee.tasks.generation.spec import GenerationSpec
-from dsee.tasks.places import existing_file
+from dsee.tasks.places import existing_file, locate
 from dsee.tasks.spec import DataSpec
 from dsee.tasks.table import read_table
 
@@ -71,6 +71,7 @@ def load_generation_data(data: DataSpec, spec: GenerationSpec, kind: str, base: 
     Raises:
         InputError: anything wrong with a file, naming the file and the row.
     """
+    base = locate(data.dir, base) if data.dir else base
     read = {name: _read(data, spec, kind, str(getattr(data, name)), base) for name in PARTS if getattr(data, name)}
     dropped = 0
     if data.deduplicate:

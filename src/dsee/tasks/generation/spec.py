@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dsee.tasks.spec import DataSpec
+
 #: Values of a recipe's ``task`` for models that write.
 KINDS = ("data-to-text", "instruction", "language-modelling")
 
@@ -66,3 +68,29 @@ class GenerationSpec(BaseModel):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     metrics: list[Metric] | None = None
     decoding: DecodingSpec = DecodingSpec()
+
+
+#: Keys of a recipe's data section that a task of writing knows; its columns are in a section of their own.
+_DATA = {"dir", "train", "validation", "test", "where", "deduplicate", "split"}
+
+
+def check_keys(kind: str, data: DataSpec, metric: str | None) -> None:
+    """Refuse what has no meaning where a model learns to write.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        data: the recipe's data section.
+        metric: the recipe's figure to choose the epoch by.
+
+    Raises:
+        ValueError: for pydantic, naming the key.
+    """
+    if metric is not None:
+        raise ValueError(
+            "metric: a model that writes is chosen by its loss; what texts are scored by: generation.metrics"
+        )
+    known = _DATA | ({"text"} if kind == "language-modelling" else set())
+    # the kind settles itself to this one where nobody gave another
+    settled = {"kind"} if data.kind == "classification" else set()
+    if unused := sorted(data.model_fields_set - known - settled):
+        raise ValueError(f"data.{unused[0]}: has no meaning in task {kind}; its columns are keys of generation")
