@@ -126,7 +126,7 @@ def test_predict_writes_with_a_model_that_writes(dsee_command, tmp_path):
     assert code == 0
     answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["prompt"] for answer in answers] == ["good film", "bad"]
-    from dsee.runtime import open_model
+    from dsee.runtime.opened import open_model
 
     model = open_model(folder)
     assert answers[1]["text"] == model.decode(model.generate(["bad"], 3)[0])

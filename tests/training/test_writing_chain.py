@@ -20,6 +20,7 @@ pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
 
 STAGES = ["tune", "prune", "recover", "merge", "write-dense", "write-pruned", "write-recovered", "measure"]
+SHORT = {"decoding": {"max_new_tokens": 16}}
 PRUNE = {"gpt2": {"weights": 0.2}, "llama": {"budget": {"flops": 0.75}}}
 
 
@@ -217,6 +218,20 @@ def test_what_would_fail_later_fails_before_tuning(ground, tmp_path, changes, sa
 def test_a_recipe_that_makes_no_sense_is_refused(ground, changes, said):
     with pytest.raises(InputError, match=said):
         load_recipe(recipe_for(ground, "gpt2", **changes))
+
+
+def test_packing_for_a_model_without_positions_is_refused(ground, tmp_path):
+    setting = Setting(load_recipe(recipe_for(ground, "gpt2", generation={"packed": True} | SHORT)), ground, tmp_path)
+
+    class Positionless(torch.nn.Module):
+        config = MODELS["gpt2"]().config
+
+        def forward(self, input_ids, attention_mask=None):
+            raise AssertionError
+
+    with pytest.raises(InputError, match="Positionless takes no positions"):
+        setting.writing.check(Positionless())
+    setting.writing.check(setting.empty_model())
 
 
 def test_a_missing_gguf_package_is_named(ground, monkeypatch):

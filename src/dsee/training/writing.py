@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from functools import cached_property
@@ -121,7 +122,8 @@ class Writing:
             empty: the model without its weights.
 
         Raises:
-            InputError: sequences, or prompts and texts, longer than the model's positions; a metric without its data.
+            InputError: sequences, or prompts and texts, longer than the model's positions; a metric without its data;
+                packed examples for a model that cannot keep them apart.
             MissingExtraError: a metric without its package.
         """
         recipe = self.recipe
@@ -131,6 +133,9 @@ class Writing:
             raise InputError(
                 f"max_length={recipe.max_length} is more than the {longest_input(empty)} positions of this model."
             )
+        if recipe.generation.packed and "position_ids" not in inspect.signature(empty.forward).parameters:
+            # without them its examples would see each other, and nobody would be told
+            raise InputError(f"generation.packed: a {type(empty).__name__} takes no positions. Set packed: false.")
         if recipe.task == "language-modelling":
             return
         chosen_metrics(recipe.generation.metrics)
