@@ -220,8 +220,8 @@ def _refuse_fractions(spec: DataSpec, names: list[str], source: Source) -> None:
         return
     if any(not float(name).is_integer() for name in names):
         raise InputError(
-            f"{source.name}: column {spec.label!r} holds {len(names)} different numbers, such as {names[0]}. To predict "
-            "a number, set data.kind: regression; if they are classes, list them under data.labels."
+            f"{source.name}: column {spec.label!r} holds {len(names)} different numbers, such as {names[0]}. "
+            "If a number is to be predicted, set data.kind: regression; if these are classes, list them as data.labels."
         )
 
 
