@@ -77,6 +77,7 @@ def _fit_and_test(
         callbacks=[*gating, *holders(model)],
         metric=setting.metrics[0],
         reports=Reports(tuple(recipe.report_to), setting.output / "logs" / step, f"{setting.output.name}-{step}"),
+        objective=setting.writing.objective() if setting.writing else None,
     )
     facts: dict[str, Any] = {
         "epochs": len(keeper.log),
@@ -174,6 +175,8 @@ def preflight(setting: Setting) -> None:
     empty = setting.empty_model()
     layers(empty)
     check_method(setting.recipe, setting.empty_model())
+    if setting.writing:
+        setting.writing.check(empty)
     # any score will do to see whether the amount can be met
     plans = [_planned(empty, rule) for rule in rules_of(setting)]
     shapes = shapes_after(empty, plans)
@@ -181,7 +184,7 @@ def preflight(setting: Setting) -> None:
         check_mask_rule(empty, mask_rule, shapes)
     schedule = schedule_of(setting)
     if schedule:
-        schedule.span(steps_of(setting.recipe.recover, setting.data.sizes.get("train", 0)))
+        schedule.span(steps_of(setting.recipe.recover, train_size(setting)))
     if setting.recipe.cache_prefix:
         _check_prefix(setting, schedule)
 
@@ -233,7 +236,7 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
 def recover_total(setting: Setting) -> int:
     """Steps of the bar of :func:`recover`."""
     spec, train = setting.recipe.recover, train_size(setting)
-    answers = train if spec.distill and not spec.distill.hidden else 0
+    answers = train if spec.distill and not spec.distill.hidden and not setting.writing else 0
     return steps_of(spec, train) + answers + questions(setting)
 
 
@@ -277,7 +280,8 @@ def merge(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
         else:
             warnings.warn(warning.message, stacklevel=2)
     results = _tested(setting, model, bar) | ({"said": said} if said else {})
-    dsee.save(model, target, tokenizer=setting.tokenizer, facts={"test": results["test"]})
+    facts = {"test": results["test"]} | (setting.writing.facts() if setting.writing else {})
+    dsee.save(model, target, tokenizer=setting.tokenizer, facts=facts)
     return results
 
 

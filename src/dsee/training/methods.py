@@ -32,7 +32,9 @@ from dsee.update import DseeConfig
 from dsee.update.choose import choose_support
 from dsee.update.layer import GATE, update_layers
 
-TASK_TYPE = "SEQ_CLS"
+
+def _task_type(recipe: Recipe) -> str:
+    return "CAUSAL_LM" if recipe.writes else "SEQ_CLS"
 
 
 def update_config(recipe: Recipe, update: UpdateSpec) -> DseeConfig:
@@ -45,7 +47,7 @@ def update_config(recipe: Recipe, update: UpdateSpec) -> DseeConfig:
     Raises:
         InputError: a field out of its range.
     """
-    return DseeConfig(task_type=TASK_TYPE, seed=recipe.seed, **update.model_dump())
+    return DseeConfig(task_type=_task_type(recipe), seed=recipe.seed, **update.model_dump())
 
 
 def lora_config(recipe: Recipe, model: nn.Module) -> LoraConfig:
@@ -58,7 +60,7 @@ def lora_config(recipe: Recipe, model: nn.Module) -> LoraConfig:
     update = recipe.update
     usual = default_targets().get(str(model.config.model_type))
     return LoraConfig(
-        task_type=TASK_TYPE,
+        task_type=_task_type(recipe),
         r=update.r,
         # declared as a whole number, used as any
         lora_alpha=int(update.alpha) if float(update.alpha).is_integer() else update.alpha,

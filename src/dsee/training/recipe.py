@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dsee.pruning.gates import STRENGTH
+from dsee.tasks.generation.spec import KINDS, GenerationSpec, check_keys
 from dsee.tasks.spec import DataSpec
 from dsee.training.distillation import Distillation
 from dsee.training.method_keys import Method, mistakes
@@ -272,7 +273,10 @@ class Recipe(Section):
 
     Attributes:
         model: a folder, a hub name, or ``package:NAME/PATH``.
+        gguf_file: name of a GGUF file in ``model``, whose weights are then dequantised.
+        task: what the model learns: to choose a label, or to write.
         data: files and columns.
+        generation: columns, decoding and scoring of a model that writes.
         metric: the validation figure that chooses the epoch and leads the report; None for the task's usual one.
         method: how to tune: the update, or a baseline to compare it with.
         update: what is trained.
@@ -295,8 +299,10 @@ class Recipe(Section):
     """
 
     model: str
-    task: Literal["text-classification"] = "text-classification"
+    gguf_file: str | None = None
+    task: Literal["text-classification", "data-to-text", "instruction", "language-modelling"] = "text-classification"
     data: DataSpec
+    generation: GenerationSpec = GenerationSpec()
     metric: str | None = None
     method: Method = "dsee"
     update: UpdateSpec = UpdateSpec()
@@ -319,6 +325,23 @@ class Recipe(Section):
     def _keys_of_the_method(self) -> Recipe:
         if found := mistakes(self):
             raise ValueError("\n  ".join(found))
+        return self
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model learns to write instead of choosing a label."""
+        return self.task in KINDS
+
+    @model_validator(mode="after")
+    def _keys_of_the_task(self) -> Recipe:
+        if self.writes:
+            check_keys(self.task, self.data, self.metric)
+        elif self.gguf_file is not None:
+            raise ValueError(
+                f"gguf_file: such files hold models that write; name a task of writing ({', '.join(KINDS)})"
+            )
+        elif "generation" in self.model_fields_set:
+            raise ValueError(f"generation: is for tasks of writing ({', '.join(KINDS)}); name one as task")
         return self
 
     @model_validator(mode="after")
