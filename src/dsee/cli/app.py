@@ -14,6 +14,7 @@ from dsee.cli.demo import demo
 from dsee.cli.doctor import doctor
 from dsee.cli.inspect import inspect
 from dsee.cli.predict import predict
+from dsee.cli.recipes import app as recipes
 from dsee.cli.run import run
 from dsee.cli.serve import serve
 from dsee.errors import DseeError, StoppedError
@@ -52,6 +53,7 @@ app.command(epilog="Example: dsee inspect demo/model")(inspect)
 app.command(epilog="Example: dsee bench demo/onnx-int8 --against demo/model --plot bench.png")(bench)
 app.command(epilog="Example: dsee serve demo/onnx-int8 --port 8000")(serve)
 app.command(epilog="Example: dsee doctor")(doctor)
+app.add_typer(recipes, name="recipes")
 
 
 def main() -> None:

@@ -231,8 +231,7 @@ def fit(
         InputError: ``cache_prefix`` where the lower layers are not the same in every epoch.
     """
     kept = None if isinstance(train, Streamed) else train
-    if cache_prefix:
-        _check_cacheable(kept, distillation, schedule)
+    _check_cacheable(cache_prefix, kept, distillation, schedule)
     parts, collate = [train, validation], objective.collate if objective else DataCollatorWithPadding(tokenizer)
     # the answers of a model that writes, a row of the vocabulary for every token, would fill any memory
     once = distillation is not None and not distillation.hidden and objective is None
@@ -265,7 +264,11 @@ def _further(plain: bool, objective: Objective | None, reports: Reports | None) 
     return found | (reports.arguments() if reports else {})
 
 
-def _check_cacheable(kept: Encoded | None, distillation: Distillation | None, schedule: Gradual | None) -> None:
+def _check_cacheable(
+    wanted: bool, kept: Encoded | None, distillation: Distillation | None, schedule: Gradual | None
+) -> None:
+    if not wanted:
+        return
     if schedule is not None or (distillation is not None and distillation.hidden):
         raise InputError(
             "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
