@@ -44,12 +44,12 @@ def test_tensorboard_gets_losses_and_figures_of_each_stage_and_the_weights_stay_
 def test_a_missing_package_is_named_before_anything_runs(tmp_path, model_folder, monkeypatch):
     recipe = load_recipe(prepare(tmp_path, model_folder, report_to=["wandb", "tensorboard"]))
     monkeypatch.setattr(reports.importlib.util, "find_spec", lambda name: None if name == "wandb" else name)
-    with pytest.raises(InputError, match="report_to: wandb is not installed. Install it with: pip install wandb"):
+    with pytest.raises(InputError, match=r"report_to: wandb is not installed\. Install it with: pip install wandb"):
         check_recipe(recipe)
 
 
 def test_an_unknown_name_is_refused(tmp_path, model_folder):
-    with pytest.raises(InputError, match="report_to.0: Input should be 'tensorboard', 'wandb' or 'mlflow'"):
+    with pytest.raises(InputError, match=r"report_to\.0: Input should be 'tensorboard', 'wandb' or 'mlflow'"):
         load_recipe(prepare(tmp_path, model_folder, report_to=["tensorbord"]))
 
 
