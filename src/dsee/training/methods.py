@@ -50,7 +50,7 @@ def update_config(recipe: Recipe, update: UpdateSpec) -> DseeConfig:
     return DseeConfig(task_type=_task_type(recipe), seed=recipe.seed, **update.model_dump())
 
 
-def lora_config(recipe: Recipe, model: nn.Module) -> LoraConfig:
+def lora_config(recipe: Recipe, model: Any) -> LoraConfig:
     """Return PEFT's configuration of a LoRA with the rank, scale, dropout and targets of a recipe's update.
 
     Args:
