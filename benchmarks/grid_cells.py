@@ -97,9 +97,10 @@ PAIRED = [(replace(cell, seed=seed), "") for seed in (1, 2) for cell in (BEST, F
 
 #: The best update with the base's dropout, which overfits less; three seeds.
 REGULAR = [(replace(BEST, dropout=0.1, seed=seed), "") for seed in range(3)]
+REGULAR += [(replace(BEST, dropout=0.1, lr=3e-3), "")]
 
 #: The best update beside the baselines on the small sets, at each one's likely rates.
-_OTHER_RATES = (replace(FULL, lr=1e-4), replace(LORA, lr=2e-3), replace(BEST, lr=1e-3))
+_OTHER_RATES = (replace(FULL, lr=1e-4), replace(LORA, lr=2e-3), replace(BEST, lr=4e-3))
 SMALL_BEST = [
     (replace(cell, task=task, epochs=epochs), "")
     for cells in ((BEST, FULL, LORA), _OTHER_RATES)

@@ -38,8 +38,6 @@ STARTS: dict[str, dict[str, Any]] = {
     "all": {"targets": "all", "r": 2, "n_sparse": 64, "lr": 2e-3, "epochs": 3},
     "qv": {"targets": "qv", "r": 8, "n_sparse": 64, "lr": 1e-3, "epochs": 3},
 }
-#: MRPC has a fifth of the sentences and has not settled after three epochs.
-EPOCHS = {"mrpc": 5}
 
 
 def name_of(cell: PruneCell) -> str:
@@ -58,7 +56,7 @@ def tuned(task: str, start: str, seed: int) -> Any:
     if not folder.is_dir():
         say(f"tuning {task} {start} seed={seed} ...")
         _, model = run(
-            Cell(task, seed=seed, **STARTS[start] | ({"epochs": EPOCHS[task]} if task in EPOCHS else {})),
+            Cell(task, seed=seed, **STARTS[start]),
             lambda text: say(f"    {text}"),
         )
         save(model, folder)

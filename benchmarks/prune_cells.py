@@ -128,7 +128,8 @@ def _more_masks(task: str) -> list[PruneCell]:
 LISTS: dict[str, list[PruneCell]] = {
     "most": _most("sst2"),
     "more-masks": _more_masks("sst2"),
-    "mrpc-finalists": _finalists("mrpc"),
+    "mrpc-few": [replace(cell, seed=0) for cell in _finalists("mrpc")[:5]]
+    + [PruneCell("mrpc", cut="25/40", score=score) for score in ("taylor", "weight", "random")],
     "finalists": _finalists("sst2"),
     "first": _first("sst2"),
     "recovery": _recovery("sst2"),
