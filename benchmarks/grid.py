@@ -102,12 +102,12 @@ def work(cells: list[tuple[Cell, str]], path: Path, saved: Path | None) -> None:
         say(f"    validation {row['validation']} test {row['test']} in {row['cpu_seconds']} s of CPU")
 
 
-def insert(page: Path, text: str) -> None:
+def insert(page: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     """Replace what stands between the two marks of a page."""
-    before, first, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
-    _, last, after = rest.partition(MARKS[1])
+    before, first, rest = page.read_text(encoding="utf-8").partition(marks[0])
+    _, last, after = rest.partition(marks[1])
     if not (first and last):
-        sys.exit(f"{page}: no line {MARKS[0]} followed by {MARKS[1]}")
+        sys.exit(f"{page}: no line {marks[0]} followed by {marks[1]}")
     page.write_text(f"{before}{first}\n\n{text}\n\n{last}{after}", encoding="utf-8")
 
 

@@ -66,6 +66,42 @@ static double at(const owned *o, int64_t row, int64_t token, const float *x) {
     return sum;
 }
 
+/* Attention on arrays that end where they have to: any read or write beyond them stops the program. Returns the error. */
+static double attend(const char *path) {
+    int64_t groups = 1 + below(3), kv = 1 + below(3), heads = kv * groups, batch = 1 + below(2);
+    int64_t queries = 1 + below(30), keys = 1 + below(50), dim = 1 + below(40);
+    int32_t causal = (int32_t)below(2), masked = (int32_t)below(3);
+    float *q = floats(batch * heads * queries * dim), *k = floats(batch * kv * keys * dim);
+    float *v = floats(batch * kv * keys * dim), *out = floats(batch * heads * queries * dim), *bias = floats(queries * keys);
+    uint8_t *allowed = malloc((size_t)(queries * keys));
+    for (int64_t i = 0; i < queries * keys; i++) allowed[i] = (uint8_t)below(2);
+    dsee_attention a = {q, k, v, out, masked == 1 ? allowed : NULL, masked == 2 ? bias : NULL,
+                        batch, heads, kv, queries, keys, dim,
+                        heads * queries * dim, queries * dim, dim, kv * keys * dim, keys * dim, dim,
+                        kv * keys * dim, keys * dim, dim, queries * heads * dim, dim, heads * dim,
+                        0, 0, keys, 0.3f, causal};
+    double worst = dsee_attend(&a, path, 1 + (int32_t)below(3)) ? 1.0 : 0.0;
+    for (int64_t u = 0; u < batch * heads * queries; u++) {
+        int64_t i = u % queries, h = u / queries % heads, b = u / queries / heads, shared = b * kv + h / groups;
+        double total = 0, sum[64] = {0};
+        for (int64_t j = 0; j < keys; j++) {
+            if ((causal && j > i) || (masked == 1 && !allowed[i * keys + j])) continue;
+            double score = masked == 2 ? bias[i * keys + j] : 0.0;
+            for (int64_t d = 0; d < dim; d++) score += 0.3 * q[u * dim + d] * k[(shared * keys + j) * dim + d];
+            double weight = exp(score);
+            total += weight;
+            for (int64_t d = 0; d < dim; d++) sum[d] += weight * v[(shared * keys + j) * dim + d];
+        }
+        for (int64_t d = 0; d < dim; d++) {
+            double want = total > 0 ? sum[d] / total : 0.0;
+            double error = fabs(want - out[((b * queries + i) * heads + h) * dim + d]) / (1.0 + fabs(want));
+            if (error > worst) worst = error;
+        }
+    }
+    free(q), free(k), free(v), free(out), free(bias), free(allowed);
+    return worst;
+}
+
 int main(int count, char **arguments) {
     int rounds = count > 1 ? atoi(arguments[1]) : 300;
     const char *paths[8];
@@ -111,6 +147,8 @@ int main(int count, char **arguments) {
                     double error = fabs(want - y[t * rows + o]) / (1.0 + fabs(want));
                     if (error > worst) worst = error;
                 }
+            double error = attend(paths[p]);
+            if (error > worst) worst = error;
             product.activation = (int32_t)below(5);
             if (dsee_run(&product, paths[p], 1)) return puts("a product failed"), 1;
         }

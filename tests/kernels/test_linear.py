@@ -129,6 +129,8 @@ def test_other_layers_are_refused():
 
 @pytest.mark.slow
 @needs_kernels
+# torch's own compiler, when it is first imported
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_torch_compile_takes_it_whole(make, kind):
     made, _ = layer(make, kind)
@@ -143,7 +145,7 @@ def test_torch_compile_takes_it_whole(make, kind):
 
 @needs_kernels
 def test_the_operator_passes_torchs_own_check():
-    from dsee.kernels.operator import _operator
+    from dsee.kernels.torch_operator import _operator
 
     made, _ = layer(nn.Linear, "blocks")
     to_kernels(made, "blocks")

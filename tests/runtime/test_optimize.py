@@ -300,3 +300,114 @@ def test_an_unknown_instruction_set_is_named(monkeypatch):
 
     with pytest.raises(InputError, match="Did you mean 'baseline'"):
         Library(Path(build.__file__).with_name(build.LIBRARY), "baselin")
+
+
+@pytest.fixture
+def attention_wins(monkeypatch):
+    """The clock prefers the kernels' attention."""
+
+    def whole(model, inputs, rounds):
+        model(**inputs)
+        return 0.5 if model.config._attn_implementation == "dsee" else 1.0
+
+    monkeypatch.setattr(module, "_whole", whole)
+
+
+def padded(model, inputs):
+    """The last three tokens of the first row are padding."""
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[0, -3:] = 0
+    return inputs | {"attention_mask": mask}
+
+
+@needs_kernels
+@pytest.mark.parametrize("family", ALL.values(), ids=list(ALL))
+def test_every_family_keeps_its_logits_with_our_attention(attention_wins, family):
+    model, inputs = family.base().eval(), family.batch()
+    with torch.no_grad():
+        plain, masked = model(**inputs).logits, model(**padded(model, inputs)).logits
+    choices = dsee.optimize(model, inputs)
+    able = model.config._attn_implementation == "dsee"
+    assert choices.attention == ("dsee" if able else "")
+    # DeBERTa has an attention of its own; T5's goes through the registry, and with its position bias on to "sdpa"
+    assert able == (model.config.model_type != "deberta-v2")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, plain, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(**padded(model, inputs)).logits, masked, rtol=1e-4, atol=1e-5)
+    choices.undo()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, plain)
+
+
+@needs_kernels
+def test_our_attention_is_asked_and_leaves_training_and_files_alone(attention_wins, monkeypatch, tmp_path):
+    from dsee.runtime import own_attention
+
+    called = []
+    real = own_attention.attention
+    monkeypatch.setattr(own_attention, "attention", lambda *a, **k: called.append(1) or real(*a, **k))
+    model = tiny_bert()
+    before = logits(model)
+    choices = dsee.optimize(model, batch())
+    assert "attention: dsee" in str(choices)
+    called.clear()
+    torch.testing.assert_close(logits(model), before)
+    assert len(called) == model.config.num_hidden_layers
+    called.clear()
+    model.train()
+    model(**batch()).logits.sum().backward()
+    assert not called
+    model.eval()
+    assert model.bert.encoder.layer[0].attention.self.query.weight.grad is not None
+    with pytest.raises(OrderError, match="undo"):
+        dsee.optimize(model, batch())
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+@needs_kernels
+def test_generation_is_the_same_with_our_attention(attention_wins):
+    family = ALL["llama"]
+    model = family.base().eval()
+    if not hasattr(model, "lm_head"):
+        from transformers import LlamaForCausalLM
+
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(model.config).eval()
+    ids = family.batch()["input_ids"]
+    with torch.no_grad():
+        before = model(ids).logits
+        written = model.generate(ids, max_new_tokens=6, do_sample=False)
+        dsee.optimize(model, {"input_ids": ids})
+        assert model.config._attn_implementation == "dsee"
+        torch.testing.assert_close(model(ids).logits, before, rtol=1e-4, atol=1e-5)
+        assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), written)
+
+
+@needs_kernels
+def test_8_bits_only_on_request_and_with_the_deviation(monkeypatch):
+    if not library().int8:
+        pytest.skip("this instruction set has no 8-bit products")
+
+    def race(calls, rounds):
+        for call in calls.values():
+            call()
+        return {name: {"int8": 0.3, "dense": 1.0, "model": 1.0}.get(name, 0.5) for name in calls}
+
+    monkeypatch.setattr(module, "_race", race)
+    model = tiny_bert()
+    before = logits(model)
+    assert not on_kernels(model)
+    plain = dsee.optimize(model, batch())
+    assert {layer.chosen for layer in plain.layers} == {"dense"}
+    assert plain.deviation == 0.0
+    plain.undo()
+    choices = dsee.optimize(model, batch(), int8=True)
+    assert {layer.chosen for layer in choices.layers} == {"int8"}
+    with torch.no_grad():
+        found = model(**batch()).logits
+    assert choices.deviation == pytest.approx(float((found - before).norm() / before.norm()), rel=1e-4)
+    assert 0 < choices.deviation < 0.2
+    assert "as int8: outputs differ by" in choices.summary
+    choices.undo()
+    assert torch.equal(logits(model), before)

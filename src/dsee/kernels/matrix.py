@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from ctypes import POINTER, c_float, c_int32, c_uint8
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -67,6 +68,7 @@ class SparseMatrix:
             raise InputError(f"This packed sparse matrix of {self.shape[0]} x {self.shape[1]} is broken: {fault}.")
         object.__setattr__(self, "_c", matrix)
         object.__setattr__(self, "address", ctypes.addressof(matrix))
+        _CHECKED[_place(self.start, self.column, self.value)] = self
 
     @property
     def entries(self) -> int:
@@ -125,6 +127,42 @@ class SparseMatrix:
         # a column may be there twice in a group that was not packed here; the kernels add both
         full.index_put_((owner % groups, at), self.value.view(-1, tall), accumulate=True)
         return full.transpose(1, 2).reshape(groups * tall, columns)[:rows].contiguous()
+
+
+#: Matrices that were found whole, by where their numbers lie; as long as one lives, no other can lie there.
+_CHECKED: weakref.WeakValueDictionary[tuple[int, int, int], SparseMatrix] = weakref.WeakValueDictionary()
+
+
+def _place(start: torch.Tensor, column: torch.Tensor, value: torch.Tensor) -> tuple[int, int, int]:
+    return start.data_ptr(), column.data_ptr(), value.data_ptr()
+
+
+def matrix_of(
+    kind: Kind, shape: tuple[int, int], chunk: int, start: torch.Tensor, column: torch.Tensor, value: torch.Tensor
+) -> SparseMatrix:
+    """Return the matrix of these numbers, without checking every entry again if it has been checked.
+
+    Args:
+        kind: "blocks" or "weights".
+        shape: (out, in).
+        chunk: columns of a chunk.
+        start: int32 (chunks x groups + 1,).
+        column: uint8 (entries,).
+        value: float32 (entries, 4) or (entries,).
+
+    Raises:
+        InputError: the numbers make no matrix.
+    """
+    known = _CHECKED.get(_place(start, column, value))
+    if known is not None and (known.kind, known.shape, known.chunk) == (kind, shape, chunk):
+        sizes = [(t.numel(), u.numel()) for t, u in zip((start, column, value), _numbers(known), strict=True)]
+        if all(given == had for given, had in sizes):
+            return known
+    return SparseMatrix(kind, shape, chunk, start, column, value)
+
+
+def _numbers(matrix: SparseMatrix) -> tuple[torch.Tensor, ...]:
+    return matrix.start, matrix.column, matrix.value
 
 
 def pointer(tensor: torch.Tensor, kind: Any) -> Any:

@@ -5,50 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from dsee.kernels.linear import CLASSES, OnKernels, kernels_can, mark
+from dsee.kernels.linear import CLASSES, OnKernels, Packed, mark
 from dsee.kernels.matrix import SparseMatrix, pack
-from dsee.kernels.product import activate, compute, pack_side
+from dsee.kernels.product import pack_side
 from dsee.update.side import SideBranch, SideConv1D, SideLinear
 
 
 class OnKernelsWithSide(OnKernels):
     """U V is the kernels' side branch, and S goes into the sparse matrix, where it belongs to no mask."""
 
-    def packed(self) -> SparseMatrix:
-        """Return W + S, packed, and pack U V beside it; made again if one of them has changed since."""
+    def _source(self) -> tuple[Any, ...]:
         own: Any = self
-        state = self._dsee_sparse
         tensors = (own.weight, own.side_up, own.side_low, own.side_values)
-        source = tuple(mark(tensor) for tensor in tensors if tensor is not None)
-        if state.matrix is None or source != state.source:
-            weight = self._oriented().detach()
-            if own.side_values is not None:
-                flat = weight.reshape(-1).index_add(0, own.side_indices.long(), own.side_values.detach())
-                weight = flat.view(weight.shape)
-            state.matrix = pack(weight, state.kind)
-            state.side = None if own.side_low is None else pack_side(own.side_up, own.side_low, state.matrix)
-            state.source = source
-        return state.matrix
+        return tuple(mark(tensor) for tensor in tensors if tensor is not None)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name
-        """Return act(x (W + S)' + b + (x V') U'): by the kernels, or densely where they cannot.
-
-        Args:
-            input: (..., in).
-
-        Returns:
-            (..., out).
-        """
+    def _pack(self, state: Packed) -> SparseMatrix:
         own: Any = self
-        state = self._dsee_sparse
-        others = (own.bias, own.side_up, own.side_low, own.side_values)
-        if torch.compiler.is_compiling() or not kernels_can(input, own.weight, *others):
-            dense = functional.linear(input, self._oriented(), own.bias)
-            return activate(SideBranch.add_side(own, dense, input), state.activation)
-        matrix = self.packed()
-        return compute(input, matrix, own.bias, state.side, state.activation)
+        weight = self._oriented().detach()
+        if own.side_values is not None:
+            flat = weight.reshape(-1).index_add(0, own.side_indices.long(), own.side_values.detach())
+            weight = flat.view(weight.shape)
+        # to_kernels lets no 8-bit product come here
+        matrix = pack(weight, "blocks" if state.kind == "blocks" else "weights")
+        state.side = None if own.side_low is None else pack_side(own.side_up, own.side_low, matrix)
+        return matrix
+
+    def _dense(self, x: torch.Tensor) -> torch.Tensor:
+        own: Any = self
+        return SideBranch.add_side(own, super()._dense(x), x)
 
 
 class SparseSideLinear(OnKernelsWithSide, SideLinear):

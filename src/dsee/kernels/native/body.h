@@ -6,6 +6,9 @@
  */
 #include <math.h>
 #include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "dsee_kernels.h"
 
@@ -27,15 +30,19 @@ typedef int32_t ivec4 __attribute__((vector_size(16)));
 
 #include "panels.h"
 #include "activations.h"
+#include "attention.h"
+#include "int8.h"
 
-/* ---- one group of one chunk: part[row][token] += value * panel[column][token] ---- */
+/* ---- one group of one chunk: part[row][token] (in the first chunk bias[row]) += value * panel[column][token] ---- */
 
 #define DEFINE_BLOCKS(NV)                                                                                           \
-    INLINE void blocks_##NV(const float *panel, const uint8_t *column, const float *value, int64_t n, float *part) { \
+    INLINE void blocks_##NV(const float *panel, const uint8_t *column, const float *value, int64_t n, const float *bias, \
+                             float *part) { \
         enum { P = NV * LANES };                                                                                    \
         vec sum[4][NV];                                                                                             \
         for (int r = 0; r < 4; r++)                                                                                 \
-            for (int v = 0; v < NV; v++) sum[r][v] = *(const vec *)(part + r * P + v * LANES);                      \
+            for (int v = 0; v < NV; v++)                                                                            \
+                sum[r][v] = bias ? (vec)BROADCAST(bias[r]) : *(const vec *)(part + r * P + v * LANES);                   \
         for (int64_t j = 0; j < n; j++) {                                                                           \
             const float *at = panel + (size_t)column[j] * P;                                                        \
             vec x[NV];                                                                                              \
@@ -50,10 +57,11 @@ typedef int32_t ivec4 __attribute__((vector_size(16)));
     }
 
 #define DEFINE_WEIGHTS(NV)                                                                                           \
-    INLINE void weights_##NV(const float *panel, const uint8_t *column, const float *value, int64_t n, float *part) { \
+    INLINE void weights_##NV(const float *panel, const uint8_t *column, const float *value, int64_t n, const float *bias, \
+                             float *part) { \
         enum { P = NV * LANES };                                                                                     \
         vec sum[NV];                                                                                                 \
-        for (int v = 0; v < NV; v++) sum[v] = *(const vec *)(part + v * LANES);                                      \
+        for (int v = 0; v < NV; v++) sum[v] = bias ? (vec)BROADCAST(*bias) : *(const vec *)(part + v * LANES);            \
         for (int64_t j = 0; j < n; j++) {                                                                            \
             const float *at = panel + (size_t)column[j] * P;                                                         \
             vec w = BROADCAST(value[j]);                                                                             \
@@ -64,7 +72,8 @@ typedef int32_t ivec4 __attribute__((vector_size(16)));
 
 /* few tokens: the rows of a block lie in the lanes; two sums a token hide the latency of the additions */
 #define DEFINE_BLOCKS_FEW(T)                                                                                         \
-    INLINE void blocks_few_##T(const float *panel, const uint8_t *column, const float *value, int64_t n, float *part) { \
+    INLINE void blocks_few_##T(const float *panel, const uint8_t *column, const float *value, int64_t n, const float *bias, \
+                             float *part) { \
         vec4 sum[T][2] = {{{0}}};                                                                                    \
         int64_t j = 0;                                                                                               \
         for (; j + 2 <= n; j += 2)                                                                                   \
@@ -77,11 +86,13 @@ typedef int32_t ivec4 __attribute__((vector_size(16)));
             for (int t = 0; t < T; t++) sum[t][0] += w * BROADCAST4(panel[(size_t)column[j] * T + t]);               \
         }                                                                                                            \
         for (int t = 0; t < T; t++)                                                                                  \
-            for (int r = 0; r < 4; r++) part[r * T + t] += sum[t][0][r] + sum[t][1][r];                              \
+            for (int r = 0; r < 4; r++)                                                                              \
+                part[r * T + t] = (bias ? bias[r] : part[r * T + t]) + (sum[t][0][r] + sum[t][1][r]);                \
     }
 
 #define DEFINE_WEIGHTS_FEW(T)                                                                                        \
-    INLINE void weights_few_##T(const float *panel, const uint8_t *column, const float *value, int64_t n, float *part) { \
+    INLINE void weights_few_##T(const float *panel, const uint8_t *column, const float *value, int64_t n, const float *bias, \
+                             float *part) { \
         float sum[4][T] = {{0}};                                                                                     \
         int64_t j = 0;                                                                                               \
         for (; j + 4 <= n; j += 4)                                                                                   \
@@ -89,19 +100,21 @@ typedef int32_t ivec4 __attribute__((vector_size(16)));
                 for (int t = 0; t < T; t++) sum[u][t] += value[j + u] * panel[(size_t)column[j + u] * T + t];        \
         for (; j < n; j++)                                                                                           \
             for (int t = 0; t < T; t++) sum[0][t] += value[j] * panel[(size_t)column[j] * T + t];                    \
-        for (int t = 0; t < T; t++) part[t] += (sum[0][t] + sum[1][t]) + (sum[2][t] + sum[3][t]);                    \
+        for (int t = 0; t < T; t++)                                                                                  \
+            part[t] = (bias ? *bias : part[t]) + ((sum[0][t] + sum[1][t]) + (sum[2][t] + sum[3][t]));                \
     }
 
 /* ---- all groups of one chunk ---- */
 
 #define DEFINE_CHUNK(NAME, VALUES, P)                                                                                \
     static void chunk_##NAME(const dsee_matrix *m, int64_t c, int64_t first, int64_t last, const float *panel,       \
-                             float *part) {                                                                          \
+                             const float *bias, float *part) {                                                       \
         const int32_t *start = m->start + c * m->groups;                                                             \
         for (int64_t g = first; g < last; g++) {                                                                     \
             int64_t at = start[g];                                                                                   \
-            NAME(panel, m->column + at, m->value + at * VALUES, start[g + 1] - at, part);                            \
+            NAME(panel, m->column + at, m->value + at * VALUES, start[g + 1] - at, bias, part);                      \
             part += VALUES * (P);                                                                                    \
+            if (bias) bias += VALUES;                                                                                \
         }                                                                                                            \
     }
 
@@ -110,7 +123,7 @@ typedef int32_t ivec4 __attribute__((vector_size(16)));
 #define FEW_WIDTH(T) \
     DEFINE_BLOCKS_FEW(T) DEFINE_CHUNK(blocks_few_##T, 4, T) DEFINE_WEIGHTS_FEW(T) DEFINE_CHUNK(weights_few_##T, 1, T)
 
-typedef void (*chunk_fn)(const dsee_matrix *, int64_t, int64_t, int64_t, const float *, float *);
+typedef void (*chunk_fn)(const dsee_matrix *, int64_t, int64_t, int64_t, const float *, const float *, float *);
 typedef struct {
     int32_t tokens;
     chunk_fn run;
@@ -192,11 +205,9 @@ static void add_side(const float *u, int64_t rank, const float *z, int64_t quads
             }
 }
 
-static void fill(const float *bias, int64_t first, int64_t rows, int64_t valid, int64_t P, float *part) {
-    for (int64_t o = 0; o < rows; o++) {
-        float b = bias && first + o < valid ? bias[first + o] : 0.0f;
-        for (int64_t t = 0; t < P; t++) part[o * P + t] = b;
-    }
+/* the bias of some rows, 0 where there is none */
+static void fill(const float *bias, int64_t rows, int64_t valid, float *to) {
+    for (int64_t o = 0; o < rows; o++) to[o] = bias && o < valid ? bias[o] : 0.0f;
 }
 
 static void run(const dsee_part *p, float *scratch) {
@@ -207,17 +218,20 @@ static void run(const dsee_part *p, float *scratch) {
     int64_t valid = w->rows - row < rows ? w->rows - row : rows;
     int64_t first = w->kind == DSEE_BLOCKS ? p->quad : row;
     int64_t last = w->kind == DSEE_BLOCKS ? p->quad + p->quads : row + valid;
+    float *bias = scratch, *panel = bias + rows;
+    fill(d->bias ? d->bias + row : NULL, rows, valid, bias);
     while (left > 0) {
         const width *now = choose(w->kind, left);
         int64_t P = now->tokens, n = left < P ? left : P;
-        float *panel = scratch, *part = panel + DSEE_MAX_CHUNK * P, *z = part + rows * P;
-        fill(d->bias, row, rows, w->rows, P, part);
+        float *part = panel + DSEE_MAX_CHUNK * P, *z = part + rows * P;
+        /* rows of the last quad that are not there are computed by no group of single weights */
+        if (last - first < rows && w->kind == DSEE_WEIGHTS) memset(part + valid * P, 0, sizeof(float) * (size_t)((rows - valid) * P));
         if (v) memset(z, 0, sizeof(float) * (size_t)(v->rows + 3) * (size_t)P);
         for (int64_t c = 0; c < chunks; c++) {
             int64_t at = c * w->chunk, wide = w->columns - at < w->chunk ? w->columns - at : w->chunk;
             to_panel(d->x + token * d->ldx + at, d->ldx, n, wide, panel, P);
-            now->run(w, c, first, last, panel, part);
-            if (v) now->run(v, c, 0, v->groups, panel, z);
+            now->run(w, c, first, last, panel, c ? NULL : bias, part);
+            if (v) now->run(v, c, 0, v->groups, panel, NULL, z);
         }
         if (v) add_side(d->u + 4 * p->quad * v->rows, v->rows, z, p->quads, P, part);
         activate(d->activation, part, rows * P);

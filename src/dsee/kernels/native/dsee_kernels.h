@@ -45,11 +45,44 @@ typedef struct {
     int64_t quad, quads;   /* first and number of groups of four rows of y */
 } dsee_part;
 
+/* Attention: out = softmax(scale q k' + mask) v. Distances are in floats (bytes for `allowed`) and may be 0 in masks;
+ * the features of a head, and the keys of a mask, lie side by side. */
+typedef struct {
+    const float *q, *k, *v;  /* batch x heads (kv_heads) x queries (keys) x dim */
+    float *out;
+    const uint8_t *allowed;  /* 0 where a query may not see a key, or NULL */
+    const float *bias;       /* added to the scores, or NULL */
+    int64_t batch, heads, kv_heads, queries, keys, dim;
+    int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, out_batch, out_head, out_token;
+    int64_t mask_batch, mask_head, mask_query;
+    float scale;
+    int32_t causal;          /* query i sees keys 0 to i */
+} dsee_attention;
+
+/* One product of 8-bit integers: y = act(dequantised + bias). Group g has the 4 x 4 blocks start[g] to start[g + 1]. */
+typedef struct {
+    int64_t rows, columns, groups; /* groups: ceil(rows / 4) */
+    const int32_t *start;    /* groups + 1 */
+    const uint16_t *column;  /* blocks; the first of its four columns, over 4 */
+    const int8_t *value;     /* blocks x 4 rows x 4 columns, -127 to 127 */
+    const float *scale;      /* rows */
+    const float *sum;        /* rows; of a row's values */
+    const float *bias;       /* rows, or NULL */
+    const float *x;          /* tokens x columns */
+    float *y;                /* tokens x rows */
+    int64_t tokens;
+    int32_t activation;
+} dsee_int8;
+
 /* One instruction set. */
 typedef struct {
     const char *name;
     int32_t panel[2];      /* tokens of a full panel, by kind */
     void (*run)(const dsee_part *part, float *scratch);
+    void (*attend)(const dsee_attention *a, int64_t batch, int64_t head, float *scratch);
+    size_t (*attention_floats)(const dsee_attention *a);
+    void (*int8_panel)(const dsee_int8 *d, int64_t token, int64_t n, float *scratch); /* up to 16 tokens; NULL: has none */
+    size_t (*int8_floats)(const dsee_int8 *d);
 } dsee_path;
 
 extern const dsee_path dsee_path_baseline, dsee_path_avx2, dsee_path_avx512, dsee_path_neon;
@@ -72,5 +105,10 @@ PUBLIC int32_t dsee_check(const dsee_matrix *m, int64_t starts, int64_t entries,
 PUBLIC int32_t dsee_linear(const dsee_matrix *w, const float *bias, const float *x, float *y, int64_t tokens,
                            int32_t activation, const char *path, int32_t threads);
 PUBLIC int32_t dsee_run(const dsee_product *product, const char *path, int32_t threads); /* 0: done; 1: unknown path; 2: no memory */
+PUBLIC int32_t dsee_attend(const dsee_attention *a, const char *path, int32_t threads); /* as dsee_run; 3: no such heads */
+/* 0: sound */
+PUBLIC int32_t dsee_int8_check(const dsee_int8 *d, int64_t starts, int64_t blocks, int64_t values);
+PUBLIC int32_t dsee_int8_run(const dsee_int8 *d, const char *path, int32_t threads); /* as dsee_run; 3: not on this path */
+PUBLIC int32_t dsee_int8_can(const char *path);                                      /* 1: this path has 8-bit products */
 
 #endif
