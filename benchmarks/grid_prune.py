@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def rules_of(cell: PruneCell) -> list[Any]:
     if cell.mask == "2:4":
         found.append(dsee.NofM(2, 4, score=cell.score))
     elif cell.mask:
-        found.append({"weights": dsee.Weights, "blocks": dsee.Blocks}[cell.mask](cell.ratio, score=cell.score))
+        make = {"weights": dsee.Weights, "blocks": dsee.Blocks, "4x4": partial(dsee.Blocks, shape=(4, 4))}[cell.mask]
+        found.append(make(cell.ratio, score=cell.score))
     return found
 
 
@@ -132,6 +134,24 @@ def learn_gates(model: Any, cell: PruneCell, feed: Feed) -> None:
     say(f"    |gate|: {[round(gates.quantile(q).item(), 3) for q in (0.0, 0.1, 0.5, 0.9, 1.0)]} (0, 10, 50, 90, 100 %)")
 
 
+def as_int8(model: Any, data: Part) -> float:
+    """Accuracy of the merged model with every encoder linear on the kernels' 8-bit products."""
+    import dsee
+    from dsee.kernels import to_kernels
+
+    merged = dsee.merge(model).eval()
+    for name, module in merged.named_modules():
+        if isinstance(module, torch.nn.Linear) and "encoder" in name:
+            to_kernels(module, "int8")
+    right = 0
+    with torch.no_grad():
+        for some in batches(data, 32):
+            inputs = tensors(data, some)
+            labels = inputs.pop("labels")
+            right += int((merged(**inputs).logits.argmax(-1) == labels).sum())
+    return 100.0 * right / len(data.labels)
+
+
 def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
     """Run one cell.
 
@@ -161,11 +181,13 @@ def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
     log = train(model, how, feed, lambda text: say(f"    {text}"), loss or plain_loss, schedule)
     left = dsee.flops(model, 1, 128)
     recovered = evaluate(model, data["test"], feed)[metric]
+    int8 = {"recovered_int8": round(as_int8(model, data["test"]), 3)} if cell.mask == "4x4" else {}
     return {
         "cell": asdict(cell),
         "unpruned": round(unpruned, 3),
         "raw": round(raw, 3),
         "recovered": round(recovered, 3),
+        **int8,
         "validation": round(max(entry[metric] for entry in log), 3),
         "encoder_flops": round((left.encoder - left.update) / (dense.encoder - dense.update), 4),
         "effective_flops": round((left.effective - left.update) / (dense.effective - dense.update), 4),

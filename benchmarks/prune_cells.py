@@ -14,7 +14,7 @@ class PruneCell:
         task: name of the task.
         start: which tuned model, a key of grid_prune.STARTS.
         cut: "" or what is cut: "25/40" (% of heads / % of neurons, in each layer) or "flops 0.5" (a budget over all).
-        mask: "", "weights", "blocks" or "2:4".
+        mask: "", "weights", "blocks" (4x1), "4x4" (blocks, also measured as int8) or "2:4".
         ratio: share of zeros of the mask.
         score: what ranks.
         steps: cut in so many steps, scored afresh each time.
@@ -128,6 +128,7 @@ def _more_masks(task: str) -> list[PruneCell]:
 LISTS: dict[str, list[PruneCell]] = {
     "most": _most("sst2"),
     "more-masks": _more_masks("sst2"),
+    "int8": [PruneCell("sst2", mask="4x4", ratio=ratio, seed=seed) for ratio, seed in product((0.7,), range(3))],
     "mrpc-few": [replace(cell, seed=0) for cell in _finalists("mrpc")[:5]]
     + [PruneCell("mrpc", cut="25/40", score=score) for score in ("taylor", "weight", "random")],
     "finalists": _finalists("sst2"),
