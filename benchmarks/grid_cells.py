@@ -97,13 +97,16 @@ PAIRED = [(replace(cell, seed=seed), "") for seed in (1, 2) for cell in (BEST, F
 
 #: The best update with the base's dropout, which overfits less; three seeds.
 REGULAR = [(replace(BEST, dropout=0.1, seed=seed), "") for seed in range(3)]
+REGULAR += [(replace(BEST, dropout=0.1, lr=3e-3), "")]
 
 #: The best update beside the baselines on the small sets, at each one's likely rates.
-_COLA = [replace(cell, task="cola") for cell in (BEST, FULL, LORA, replace(BEST, lr=1e-3), replace(LORA, lr=2e-3))]
-_MRPC = [
-    replace(cell, task="mrpc", epochs=5) for cell in (BEST, FULL, LORA, replace(FULL, lr=1e-4), replace(LORA, lr=2e-3))
+_OTHER_RATES = (replace(FULL, lr=1e-4), replace(LORA, lr=2e-3), replace(BEST, lr=4e-3))
+SMALL_BEST = [
+    (replace(cell, task=task, epochs=epochs), "")
+    for cells in ((BEST, FULL, LORA), _OTHER_RATES)
+    for task, epochs in (("cola", 3), ("mrpc", 5))
+    for cell in cells
 ]
-SMALL_BEST = [(cell, "") for cell in (*_COLA, *_MRPC)]
 
 #: The same quick look with every layer tuned, beside the baselines.
 QUICK_WHOLE = [

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,6 @@ STARTS: dict[str, dict[str, Any]] = {
     "all": {"targets": "all", "r": 2, "n_sparse": 64, "lr": 2e-3, "epochs": 3},
     "qv": {"targets": "qv", "r": 8, "n_sparse": 64, "lr": 1e-3, "epochs": 3},
 }
-#: MRPC has a fifth of the sentences and has not settled after three epochs.
-EPOCHS = {"mrpc": 5}
 
 
 def name_of(cell: PruneCell) -> str:
@@ -58,7 +57,7 @@ def tuned(task: str, start: str, seed: int) -> Any:
     if not folder.is_dir():
         say(f"tuning {task} {start} seed={seed} ...")
         _, model = run(
-            Cell(task, seed=seed, **STARTS[start] | ({"epochs": EPOCHS[task]} if task in EPOCHS else {})),
+            Cell(task, seed=seed, **STARTS[start]),
             lambda text: say(f"    {text}"),
         )
         save(model, folder)
@@ -78,7 +77,8 @@ def rules_of(cell: PruneCell) -> list[Any]:
     if cell.mask == "2:4":
         found.append(dsee.NofM(2, 4, score=cell.score))
     elif cell.mask:
-        found.append({"weights": dsee.Weights, "blocks": dsee.Blocks}[cell.mask](cell.ratio, score=cell.score))
+        make = {"weights": dsee.Weights, "blocks": dsee.Blocks, "4x4": partial(dsee.Blocks, shape=(4, 4))}[cell.mask]
+        found.append(make(cell.ratio, score=cell.score))
     return found
 
 
@@ -134,6 +134,24 @@ def learn_gates(model: Any, cell: PruneCell, feed: Feed) -> None:
     say(f"    |gate|: {[round(gates.quantile(q).item(), 3) for q in (0.0, 0.1, 0.5, 0.9, 1.0)]} (0, 10, 50, 90, 100 %)")
 
 
+def as_int8(model: Any, data: Part) -> float:
+    """Accuracy of the merged model with every encoder linear on the kernels' 8-bit products."""
+    import dsee
+    from dsee.kernels import to_kernels
+
+    merged = dsee.merge(model).eval()
+    for name, module in merged.named_modules():
+        if isinstance(module, torch.nn.Linear) and "encoder" in name:
+            to_kernels(module, "int8")
+    right = 0
+    with torch.no_grad():
+        for some in batches(data, 32):
+            inputs = tensors(data, some)
+            labels = inputs.pop("labels")
+            right += int((merged(**inputs).logits.argmax(-1) == labels).sum())
+    return 100.0 * right / len(data.labels)
+
+
 def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
     """Run one cell.
 
@@ -163,11 +181,13 @@ def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
     log = train(model, how, feed, lambda text: say(f"    {text}"), loss or plain_loss, schedule)
     left = dsee.flops(model, 1, 128)
     recovered = evaluate(model, data["test"], feed)[metric]
+    int8 = {"recovered_int8": round(as_int8(model, data["test"]), 3)} if cell.mask == "4x4" else {}
     return {
         "cell": asdict(cell),
         "unpruned": round(unpruned, 3),
         "raw": round(raw, 3),
         "recovered": round(recovered, 3),
+        **int8,
         "validation": round(max(entry[metric] for entry in log), 3),
         "encoder_flops": round((left.encoder - left.update) / (dense.encoder - dense.update), 4),
         "effective_flops": round((left.effective - left.update) / (dense.effective - dense.update), 4),

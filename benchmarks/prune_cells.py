@@ -14,7 +14,7 @@ class PruneCell:
         task: name of the task.
         start: which tuned model, a key of grid_prune.STARTS.
         cut: "" or what is cut: "25/40" (% of heads / % of neurons, in each layer) or "flops 0.5" (a budget over all).
-        mask: "", "weights", "blocks" or "2:4".
+        mask: "", "weights", "blocks" (4x1), "4x4" (blocks, also measured as int8) or "2:4".
         ratio: share of zeros of the mask.
         score: what ranks.
         steps: cut in so many steps, scored afresh each time.
@@ -112,26 +112,25 @@ def _finalists(task: str) -> list[PruneCell]:
 
 
 def _most(task: str) -> list[PruneCell]:
-    """What may bring 70 % in blocks closer: a teacher, more epochs, both; paired with the plain cells."""
+    """What may bring 70 % in blocks closer: more epochs, a teacher; paired with the plain cells."""
     most = PruneCell(task, mask="blocks", ratio=0.7)
-    ways = ({"epochs": 3}, {"distill": True, "alpha": 0.9}, {"epochs": 3, "distill": True, "alpha": 0.9})
+    ways = ({"epochs": 3}, {"distill": True, "alpha": 0.9})
     return [replace(most, seed=seed, **way) for way in ways for seed in range(3)]
 
 
 def _more_masks(task: str) -> list[PruneCell]:
     """The other patterns' second and third seed, and the score that came second for heads and neurons."""
-    masks = [
-        PruneCell(task, mask=mask, ratio=ratio) for mask, ratio in (("weights", 0.5), ("weights", 0.7), ("2:4", 0.5))
-    ]
-    return [
-        replace(cell, seed=seed) for seed in (1, 2) for cell in [*masks, PruneCell(task, cut="25/40", score="taylor")]
-    ]
+    patterns = (("weights", 0.7), ("2:4", 0.5), ("weights", 0.5))
+    masks = [PruneCell(task, mask=mask, ratio=ratio, seed=seed) for mask, ratio in patterns for seed in (1, 2)]
+    return masks + [PruneCell(task, cut="25/40", score="taylor", seed=seed) for seed in (1, 2)]
 
 
 LISTS: dict[str, list[PruneCell]] = {
     "most": _most("sst2"),
     "more-masks": _more_masks("sst2"),
-    "mrpc-finalists": _finalists("mrpc"),
+    "int8": [PruneCell("sst2", mask="4x4", ratio=ratio, seed=seed) for ratio, seed in product((0.7,), range(3))],
+    "mrpc-few": [replace(cell, seed=0) for cell in _finalists("mrpc")[:5]]
+    + [PruneCell("mrpc", cut="25/40", score=score) for score in ("taylor", "weight", "random")],
     "finalists": _finalists("sst2"),
     "first": _first("sst2"),
     "recovery": _recovery("sst2"),

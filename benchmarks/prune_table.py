@@ -19,7 +19,7 @@ def described(cell: PruneCell) -> str:
         heads, neurons = cell.cut.split("/")
         words.append(f"{heads} % of heads, {neurons} % of neurons")
     if cell.mask:
-        pattern = {"weights": "single weights", "blocks": "4x1 blocks", "2:4": "2:4"}[cell.mask]
+        pattern = {"weights": "single weights", "blocks": "4x1 blocks", "4x4": "4x4 blocks", "2:4": "2:4"}[cell.mask]
         words.append(f"{pattern} {cell.ratio:.0%}")
     if cell.gradual:
         words.append(f"{cell.gradual} while recovering" + (", weights may return" if cell.regrow else ""))

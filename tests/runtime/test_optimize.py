@@ -382,3 +382,32 @@ def test_generation_is_the_same_with_our_attention(attention_wins):
         assert model.config._attn_implementation == "dsee"
         torch.testing.assert_close(model(ids).logits, before, rtol=1e-4, atol=1e-5)
         assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), written)
+
+
+@needs_kernels
+def test_8_bits_only_on_request_and_with_the_deviation(monkeypatch):
+    if not library().int8:
+        pytest.skip("this instruction set has no 8-bit products")
+
+    def race(calls, rounds):
+        for call in calls.values():
+            call()
+        return {name: {"int8": 0.3, "dense": 1.0, "model": 1.0}.get(name, 0.5) for name in calls}
+
+    monkeypatch.setattr(module, "_race", race)
+    model = tiny_bert()
+    before = logits(model)
+    assert not on_kernels(model)
+    plain = dsee.optimize(model, batch())
+    assert {layer.chosen for layer in plain.layers} == {"dense"}
+    assert plain.deviation == 0.0
+    plain.undo()
+    choices = dsee.optimize(model, batch(), int8=True)
+    assert {layer.chosen for layer in choices.layers} == {"int8"}
+    with torch.no_grad():
+        found = model(**batch()).logits
+    assert choices.deviation == pytest.approx(float((found - before).norm() / before.norm()), rel=1e-4)
+    assert 0 < choices.deviation < 0.2
+    assert "as int8: outputs differ by" in choices.summary
+    choices.undo()
+    assert torch.equal(logits(model), before)

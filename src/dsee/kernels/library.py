@@ -67,6 +67,7 @@ class Library:
         paths: instruction sets that this machine can run, best last.
         path: the one in use.
         panels: kind -> tokens of a full panel.
+        int8: whether the one in use has 8-bit products.
     """
 
     def __init__(self, file: Path, wanted: str) -> None:
@@ -78,6 +79,9 @@ class Library:
         address = ctypes.c_void_p
         loaded.dsee_linear.argtypes = [address, address, address, address, c_int64, c_int32, c_char_p, c_int32]
         loaded.dsee_attend.argtypes = [address, c_char_p, c_int32]
+        loaded.dsee_int8_run.argtypes = [address, c_char_p, c_int32]
+        loaded.dsee_int8_check.argtypes = [address, c_int64, c_int64, c_int64]
+        loaded.dsee_int8_can.argtypes = [c_char_p]
         self._loaded, self._linear = loaded, loaded.dsee_linear
         names = (c_char_p * 8)()
         count = loaded.dsee_paths(names, 8)
@@ -97,6 +101,7 @@ class Library:
         """
         self.path = path
         self._name = path.encode()
+        self.int8 = bool(self._loaded.dsee_int8_can(self._name))
         self.panels = {kind: int(self._loaded.dsee_panel(self._name, number)) for kind, number in KINDS.items()}
 
     def fault(self, matrix: CMatrix, starts: int, entries: int, values: int) -> str:
@@ -154,6 +159,30 @@ class Library:
         """
         if self._loaded.dsee_attend(ctypes.addressof(attention), self._name, threads):
             raise MemoryError("dsee.kernels: no memory for the keys and values of a head.")
+
+    def int8_fault(self, matrix: ctypes.Structure, starts: int, blocks: int, values: int) -> int:
+        """A key of ``FAULTS`` if a product could read outside an 8-bit matrix's arrays, else 0.
+
+        Args:
+            matrix: a ``dsee_int8``.
+            starts: length of ``start``.
+            blocks: length of ``column``.
+            values: length of ``value``.
+        """
+        return int(self._loaded.dsee_int8_check(ctypes.addressof(matrix), starts, blocks, values))
+
+    def int8_run(self, product: ctypes.Structure, threads: int) -> None:
+        """Compute a product of 8-bit integers whose matrix is sound, on a path that has them.
+
+        Args:
+            product: a ``dsee_int8``.
+            threads: how many threads may share it.
+
+        Raises:
+            MemoryError: no memory for a panel.
+        """
+        if self._loaded.dsee_int8_run(ctypes.addressof(product), self._name, threads):
+            raise MemoryError("dsee.kernels: no memory for a panel of activations.")
 
 
 @cache

@@ -7,7 +7,7 @@ training know no difference, and changing the class back undoes it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -15,10 +15,13 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from dsee.errors import InputError, OrderError
+from dsee.kernels.int8 import Int8Matrix, int8_compute, pack_int8
 from dsee.kernels.matrix import Kind, SparseMatrix, pack
 from dsee.kernels.product import Side, activate, compute
-from dsee.kernels.torch_operator import sparse_linear_op
+from dsee.kernels.torch_operator import int8_linear_op, sparse_linear_op
 
+#: "int8" rounds weights and activations; the others compute what the dense layer computes.
+Way = Kind | Literal["int8"]
 #: Where a layer keeps its packed weight.
 STATE = "_dsee_sparse"
 
@@ -28,16 +31,16 @@ class Packed:
     """What a layer on the kernels knows.
 
     Attributes:
-        kind: "blocks" or "weights".
+        kind: "blocks", "weights" or "int8".
         activation: applied to the result, or None.
         matrix: the packed weight; None before it is made.
         side: a packed low-rank branch, for layers that have one.
         source: address and count of changes of each tensor that was packed.
     """
 
-    kind: Kind
+    kind: Way
     activation: str | None = None
-    matrix: SparseMatrix | None = None
+    matrix: SparseMatrix | Int8Matrix | None = None
     side: Side | None = None
     source: tuple[Any, ...] = ()
 
@@ -83,13 +86,13 @@ class OnKernels(nn.Module):
         """Marks of all that is packed."""
         return mark(cast("torch.Tensor", self._parameters["weight"]))
 
-    def _pack(self, state: Packed) -> SparseMatrix:
-        return pack(self._oriented(), state.kind)
+    def _pack(self, state: Packed) -> SparseMatrix | Int8Matrix:
+        return pack_int8(self._oriented()) if state.kind == "int8" else pack(self._oriented(), state.kind)
 
     def _dense(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self._oriented(), self._parameters["bias"])
 
-    def packed(self) -> SparseMatrix:
+    def packed(self) -> SparseMatrix | Int8Matrix:
         """Return the packed weight, made again if what it was made of has changed since."""
         state, source = self._dsee_sparse, self._source()
         if state.matrix is None or source != state.source:
@@ -115,8 +118,11 @@ class OnKernels(nn.Module):
             return activate(self._dense(input), state.activation)
         if compiling and state.matrix is not None:
             # a compiled graph keeps the packed weight that it saw
-            return sparse_linear_op(input, state.matrix, bias, state.activation)
+            operation: Any = int8_linear_op if isinstance(state.matrix, Int8Matrix) else sparse_linear_op
+            return cast("torch.Tensor", operation(input, state.matrix, bias, state.activation))
         matrix = self.packed()
+        if isinstance(matrix, Int8Matrix):
+            return int8_compute(input, matrix, bias, state.activation)
         return compute(input, matrix, bias, state.side, state.activation)
 
     def __repr__(self) -> str:
@@ -139,21 +145,25 @@ class SparseConv1D(OnKernels, Conv1D):
 
 #: Exactly these classes; a subclass may compute something else.
 CLASSES: dict[type[Any], type[Any]] = {nn.Linear: SparseLinear, Conv1D: SparseConv1D}
+#: Those without a branch beside the weight.
+PLAIN = tuple(CLASSES)
 
 
-def to_kernels(linear: nn.Module, kind: Kind, activation: str | None = None, *, packed: Packed | None = None) -> None:
+def to_kernels(linear: nn.Module, kind: Way, activation: str | None = None, *, packed: Packed | None = None) -> None:
     """Let a linear layer run on the kernels, in place.
 
     Args:
         linear: an ``nn.Linear`` or ``Conv1D``.
-        kind: "blocks" or "weights".
+        kind: "blocks", "weights" or, which rounds, "int8".
         activation: a key of ``ACTIVATIONS`` to apply to the result.
         packed: what another layer with the same weight packed already, in place of both.
 
     Raises:
-        InputError: a layer of another class.
+        InputError: a layer of another class, or a side branch and "int8".
     """
     found = CLASSES.get(type(linear))
+    if kind == "int8" and type(linear) not in PLAIN:
+        raise InputError(f"to_kernels: a {type(linear).__name__} has no 8-bit product; nn.Linear and Conv1D have.")
     if found is None:
         raise InputError(f"to_kernels: a {type(linear).__name__} cannot run on the kernels; nn.Linear and Conv1D can.")
     linear.__dict__[STATE] = packed or Packed(kind, activation)

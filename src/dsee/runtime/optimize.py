@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 
 from dsee.errors import InputError, OrderError
 from dsee.kernels import from_kernels, library, on_kernels, to_kernels, why_not
-from dsee.kernels.linear import CLASSES, STATE, Packed
-from dsee.kernels.matrix import Kind
+from dsee.kernels.linear import CLASSES, PLAIN, STATE, Packed, Way
 from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
 from dsee.runtime import own_attention
@@ -38,7 +37,7 @@ class Choice:
 
     Attributes:
         name: its path in the model.
-        chosen: "dense", "blocks" or "weights".
+        chosen: "dense", "blocks", "weights" or "int8".
         times_ms: way -> shortest time of one call in milliseconds; only the ways that were tried.
         density: way -> stored numbers over all.
         activation: the activation function computed with it, or None.
@@ -65,6 +64,8 @@ class Choices:
         tokens: tokens of the sample batch.
         path: instruction set of the kernels, or why there are none.
         gain: time of the whole model before over after, on the sample.
+        deviation: norm of the change of the outputs over their norm, on the sample; 0 without 8-bit layers, where only
+            rounding differs.
         attention: "sdpa" (torch's), "dsee" (the kernels') or "" where the model leaves no choice.
     """
 
@@ -73,6 +74,7 @@ class Choices:
     path: str
     gain: float = 1.0
     attention: str = ""
+    deviation: float = 0.0
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
@@ -84,8 +86,10 @@ class Choices:
     def summary(self) -> str:
         """One line: how many layers run on the kernels."""
         sparse = [layer for layer in self.layers if layer.chosen != DENSE]
+        rounded = [layer for layer in sparse if layer.chosen == "int8"]
         return (
             f"{len(sparse)} of {len(self.layers)} linear layers on sparse kernels ({self.path}), {self.tokens} tokens"
+            + (f", {len(rounded)} of them as int8: outputs differ by {self.deviation:.1%}" if rounded else "")
         )
 
     def __str__(self) -> str:
@@ -101,7 +105,9 @@ class Choices:
         return "\n".join([self.summary, *lines, *attention, f"whole model: {self.gain:.2f} times as fast"])
 
 
-def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None, *, rounds: int = 7) -> Choices:
+def optimize(
+    model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None, *, rounds: int = 7, int8: bool = False
+) -> Choices:
     """Let each sparse linear layer run the fastest way there is here, in place; outputs stay equal to rounding.
 
     Dense and sparse kernels are timed in turns on what each layer sees of the sample batch. A layer leaves the dense
@@ -114,6 +120,8 @@ def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None,
         sample: a batch like those to come; the choice depends on its size. None: one sentence of 128 tokens, or as
             many as the model takes.
         rounds: timed calls of each way.
+        int8: let layers, dense ones too, round weights and activations to 8-bit integers where that is faster. This
+            changes outputs by more than rounding: see ``Choices.deviation``, and measure your metric again.
 
     Returns:
         What was chosen; ``undo()`` takes it back.
@@ -139,10 +147,10 @@ def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None,
         choices = Choices([], tokens, found.path if found else why_not())
         if found is None:
             return choices
-        before = _whole(model, inputs, rounds)
+        before, outputs = _whole(model, inputs, rounds), _outputs(model, inputs)
         packed: dict[str, Packed] = {}
         for name, x in seen.items():
-            choice, state = _choose(name, model.get_submodule(name), x, rounds)
+            choice, state = _choose(name, model.get_submodule(name), x, rounds, int8 and found.int8)
             choices.layers.append(choice)
             if state is not None:
                 packed[name] = state
@@ -151,13 +159,21 @@ def optimize(model: nn.Module, sample: Mapping[str, torch.Tensor] | None = None,
             _choose_attention(model, base, inputs, rounds, choices)
         if any(layer.chosen != DENSE for layer in choices.layers) or choices.attention == own_attention.NAME:
             choices.gain = before / _whole(model, inputs, rounds)
+        if any(layer.chosen == "int8" for layer in choices.layers):
+            choices.deviation = float((_outputs(model, inputs) - outputs).norm() / outputs.norm())
     if choices.gain < 1.0:
         # single layers were faster, the whole was not: noise, or a batch too small to tell
         choices.undo()
         choices.layers = [Choice(layer.name, DENSE, layer.times_ms, layer.density) for layer in choices.layers]
         choices.attention = own_attention.STANDARD if choices.attention else ""
-        choices.gain = 1.0
+        choices.gain, choices.deviation = 1.0, 0.0
     return choices
+
+
+def _outputs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The first tensor that a model returns: logits, or hidden states where there is no head."""
+    found = model(**inputs)
+    return cast("torch.Tensor", found.logits if "logits" in found else found[0])
 
 
 def _seen(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -184,16 +200,18 @@ def _seen(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, tor
     return found
 
 
-def _choose(name: str, linear: Any, x: torch.Tensor, rounds: int) -> tuple[Choice, Packed | None]:
+def _choose(name: str, linear: Any, x: torch.Tensor, rounds: int, int8: bool) -> tuple[Choice, Packed | None]:
     """Time a layer on its input; the packed weight of the way that won comes back with it."""
-    kinds: tuple[Kind, ...] = ("blocks", "weights")
+    kinds: list[Way] = ["blocks", "weights"] if float((linear.weight == 0).float().mean()) > 1 - DENSEST else []
+    if int8 and type(linear) in PLAIN:
+        kinds.append("int8")
     twins: dict[str, Any] = {}
-    if float((linear.weight == 0).float().mean()) > 1 - DENSEST:
-        for kind in kinds:
-            # shares everything with the layer but its class
-            twins[kind] = copy.copy(linear)
-            to_kernels(twins[kind], kind)
-    density = {kind: twin.packed().density for kind, twin in twins.items() if twin.packed().density <= DENSEST}
+    for kind in kinds:
+        # shares everything with the layer but its class
+        twins[kind] = copy.copy(linear)
+        to_kernels(twins[kind], kind)
+    density = {kind: twin.packed().density for kind, twin in twins.items()}
+    density = {kind: share for kind, share in density.items() if share <= DENSEST or kind == "int8"}
     calls: dict[str, Callable[[], Any]] = {DENSE: partial(linear, x)}
     calls |= {kind: partial(twins[kind], x) for kind in density}
     times = _race(calls, rounds) if density else {DENSE: 0.0}

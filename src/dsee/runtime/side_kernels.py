@@ -26,7 +26,8 @@ class OnKernelsWithSide(OnKernels):
         if own.side_values is not None:
             flat = weight.reshape(-1).index_add(0, own.side_indices.long(), own.side_values.detach())
             weight = flat.view(weight.shape)
-        matrix = pack(weight, state.kind)
+        # to_kernels lets no 8-bit product come here
+        matrix = pack(weight, "blocks" if state.kind == "blocks" else "weights")
         state.side = None if own.side_low is None else pack_side(own.side_up, own.side_low, matrix)
         return matrix
 

@@ -59,6 +59,21 @@ typedef struct {
     int32_t causal;          /* query i sees keys 0 to i */
 } dsee_attention;
 
+/* One product of 8-bit integers: y = act(dequantised + bias). Group g has the 4 x 4 blocks start[g] to start[g + 1]. */
+typedef struct {
+    int64_t rows, columns, groups; /* groups: ceil(rows / 4) */
+    const int32_t *start;    /* groups + 1 */
+    const uint16_t *column;  /* blocks; the first of its four columns, over 4 */
+    const int8_t *value;     /* blocks x 4 rows x 4 columns, -127 to 127 */
+    const float *scale;      /* rows */
+    const float *sum;        /* rows; of a row's values */
+    const float *bias;       /* rows, or NULL */
+    const float *x;          /* tokens x columns */
+    float *y;                /* tokens x rows */
+    int64_t tokens;
+    int32_t activation;
+} dsee_int8;
+
 /* One instruction set. */
 typedef struct {
     const char *name;
@@ -66,6 +81,8 @@ typedef struct {
     void (*run)(const dsee_part *part, float *scratch);
     void (*attend)(const dsee_attention *a, int64_t batch, int64_t head, float *scratch);
     size_t (*attention_floats)(const dsee_attention *a);
+    void (*int8_panel)(const dsee_int8 *d, int64_t token, int64_t n, float *scratch); /* up to 16 tokens; NULL: has none */
+    size_t (*int8_floats)(const dsee_int8 *d);
 } dsee_path;
 
 extern const dsee_path dsee_path_baseline, dsee_path_avx2, dsee_path_avx512, dsee_path_neon;
@@ -89,5 +106,9 @@ PUBLIC int32_t dsee_linear(const dsee_matrix *w, const float *bias, const float 
                            int32_t activation, const char *path, int32_t threads);
 PUBLIC int32_t dsee_run(const dsee_product *product, const char *path, int32_t threads); /* 0: done; 1: unknown path; 2: no memory */
 PUBLIC int32_t dsee_attend(const dsee_attention *a, const char *path, int32_t threads); /* as dsee_run; 3: no such heads */
+/* 0: sound */
+PUBLIC int32_t dsee_int8_check(const dsee_int8 *d, int64_t starts, int64_t blocks, int64_t values);
+PUBLIC int32_t dsee_int8_run(const dsee_int8 *d, const char *path, int32_t threads); /* as dsee_run; 3: not on this path */
+PUBLIC int32_t dsee_int8_can(const char *path);                                      /* 1: this path has 8-bit products */
 
 #endif

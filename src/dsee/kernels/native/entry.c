@@ -136,3 +136,45 @@ int32_t dsee_attend(const dsee_attention *a, const char *name, int32_t threads) 
     dsee_parallel(a->batch * a->heads, threads, one_head, &all);
     return all.failed ? 2 : 0;
 }
+
+int32_t dsee_int8_check(const dsee_int8 *d, int64_t starts, int64_t blocks, int64_t values) {
+    int64_t limit = INT32_MAX, quads = (d->columns + 3) / 4;
+    if (d->rows < 1 || d->columns < 1 || d->rows > limit || quads > UINT16_MAX) return 3;
+    if (d->groups != (d->rows + 3) / 4) return 4;
+    if (starts != d->groups + 1 || blocks < 0 || blocks > limit || values != 16 * blocks) return 5;
+    if (d->start[0] != 0 || d->start[starts - 1] != blocks) return 6;
+    for (int64_t i = 1; i < starts; i++)
+        if (d->start[i] < d->start[i - 1]) return 6;
+    for (int64_t j = 0; j < blocks; j++)
+        if (d->column[j] >= quads) return 7;
+    return 0;
+}
+
+typedef struct {
+    const dsee_int8 *product;
+    const dsee_path *path;
+    int32_t failed;
+} panels8;
+
+static void one_panel8(void *argument, int64_t i) {
+    panels8 *all = argument;
+    const dsee_int8 *d = all->product;
+    float *scratch = dsee_scratch(all->path->int8_floats(d));
+    if (scratch)
+        all->path->int8_panel(d, 16 * i, d->tokens - 16 * i < 16 ? d->tokens - 16 * i : 16, scratch);
+    else
+        all->failed = 1;
+}
+
+int32_t dsee_int8_run(const dsee_int8 *d, const char *name, int32_t threads) {
+    panels8 all = {d, called(name), 0};
+    if (!all.path) return 1;
+    if (!all.path->int8_panel) return 3;
+    dsee_parallel((d->tokens + 15) / 16, threads, one_panel8, &all);
+    return all.failed ? 2 : 0;
+}
+
+int32_t dsee_int8_can(const char *name) {
+    const dsee_path *path = called(name);
+    return path && path->int8_panel;
+}
