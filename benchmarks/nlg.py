@@ -205,12 +205,14 @@ def _texts(path: Path) -> list[dict[str, str]]:
 
 
 def _share(folder: Path, cell: Cell, output: Path) -> None:
-    """Take over the tuned model of another cell with the same base; its record says whether it fits."""
+    """Take over the tuned model of a cell with the same base, and what it wrote; their records say whether they fit."""
     for other in sorted(folder.glob(f"{cell.base}-*/stages/tune.json")):
         if other.parent.parent != output and not (output / "stages" / "tune.json").is_file():
             (output / "stages").mkdir(parents=True, exist_ok=True)
             shutil.copytree(other.parent / "tuned", output / "stages" / "tuned", dirs_exist_ok=True)
-            shutil.copy(other, output / "stages" / "tune.json")
+            for name in ("tune.json", "write-dense.json", "texts-dense.jsonl"):
+                if (other.parent / name).is_file():
+                    shutil.copy(other.parent / name, output / "stages" / name)
 
 
 def main() -> None:
