@@ -56,6 +56,7 @@ class Cell:
         lr: of tuning; recovering has half.
         batch: examples a step.
         r: rank.
+        written: the first so many of the test sources get a text from each variant; all count in the perplexity.
         beams: of decoding.
         new_tokens: longest text.
         calibration: training rows that the Fisher scores see.
@@ -71,6 +72,7 @@ class Cell:
     lr: float = 8e-3
     batch: int = 8
     r: int = 8
+    written: int = 48
     beams: int = 10
     new_tokens: int = 64
     calibration: int = 256
@@ -86,7 +88,17 @@ class Cell:
         return f"{self.model}-{self.train}-{self.tune}-{self.lr}-{self.r}-{self.batch}-{self.beams}-{self.test}"
 
 
-SMOL = {"train": 128, "validation": 12, "test": 20, "tune": 1, "lr": 2e-3, "batch": 4, "beams": 1, "calibration": 16}
+SMOL = {
+    "train": 128,
+    "validation": 12,
+    "test": 20,
+    "written": 20,
+    "tune": 1,
+    "lr": 2e-3,
+    "batch": 4,
+    "beams": 1,
+    "calibration": 16,
+}
 CELLS = [
     Cell("gpt2-mini", WEIGHTS),
     Cell("gpt2-mini", CUT),
@@ -125,7 +137,7 @@ def recipe_of(cell: Cell, data: dict[str, str]) -> dict[str, Any]:
         "generation": {
             "references": "references",
             "label_smoothing": 0.1,
-            "decoding": {"beams": cell.beams, "max_new_tokens": cell.new_tokens},
+            "decoding": {"beams": cell.beams, "max_new_tokens": cell.new_tokens, "limit": cell.written},
         },
         "update": {"r": cell.r, "alpha": 2.0 * cell.r, "n_sparse": 64, "target_modules": LINEARS[cell.model]},
         "tune": common | {"epochs": cell.tune, "learning_rate": cell.lr},
@@ -193,12 +205,14 @@ def _texts(path: Path) -> list[dict[str, str]]:
 
 
 def _share(folder: Path, cell: Cell, output: Path) -> None:
-    """Take over the tuned model of another cell with the same base; its record says whether it fits."""
+    """Take over the tuned model of a cell with the same base, and what it wrote; their records say whether they fit."""
     for other in sorted(folder.glob(f"{cell.base}-*/stages/tune.json")):
         if other.parent.parent != output and not (output / "stages" / "tune.json").is_file():
             (output / "stages").mkdir(parents=True, exist_ok=True)
             shutil.copytree(other.parent / "tuned", output / "stages" / "tuned", dirs_exist_ok=True)
-            shutil.copy(other, output / "stages" / "tune.json")
+            for name in ("tune.json", "write-dense.json", "texts-dense.jsonl"):
+                if (other.parent / name).is_file():
+                    shutil.copy(other.parent / name, output / "stages" / name)
 
 
 def main() -> None:

@@ -55,10 +55,11 @@ def _slice(cell: dict[str, Any], row: dict[str, Any]) -> str:
     steps = -(-cell["train"] // cell["batch"])
     return (
         f"{cell['train']} of 42,061 training rows, {cell['validation']} of 547 validation sources, {cell['test']} of "
-        f"630 test sources with {row['references']} references, drawn by seed 0. Tuning: {cell['tune']} epoch(s) of "
-        f"{steps} steps of {cell['batch']} at {cell['lr']:g}; recovering: {cell['recover']} epoch(s) at half that. "
-        f"Update on all linears of the layers, r = {cell['r']}, N = 64, {row['trainable']:,} trained numbers. "
-        f"{cell['beams']} beam(s)."
+        "630 test sources, drawn by seed 0. The perplexity is of all of these; texts were written for the first "
+        f"{cell['written']} of them in the file's order, against {row['references']} references. "
+        f"Tuning: {cell['tune']} epoch(s) of {steps} steps of {cell['batch']} at {cell['lr']:g}; recovering: "
+        f"{cell['recover']} epoch(s) at half that. Update on all linears of the layers, r = {cell['r']}, N = 64, "
+        f"{row['trainable']:,} trained numbers. {cell['beams']} beam(s)."
     )
 
 

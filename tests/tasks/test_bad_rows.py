@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conftest import sentences, write_csv
 from dsee.errors import InputError
 from dsee.tasks import DataSpec, load_text_data
-from dsee.tasks.bad_rows import BadRows, RowError
+from dsee.tasks.bad_rows import BadRows, RowError, in_short
 from dsee.tasks.sources import open_source
 
 GOOD = [f"good film {i},{'positive' if i % 2 else 'negative'}" for i in range(40)]
@@ -124,6 +124,10 @@ def test_the_report_keeps_a_thousand():
         bad.add(f"f, line {i}", RowError("missing text", "empty."))
     bad.check()
     assert (len(bad.said), bad.counts.total(), bad.notes[-1]) == (1000, 1500, "  and 500 more")
+    short = in_short(["one", *bad.notes, "two"])
+    assert short[:3] == ["one", "left out 1500 bad row(s): 1500 x missing text", "  f, line 0: empty."]
+    assert short[-2:] == ["  and more; the report lists them", "two"]
+    assert len(short) == 10
 
 
 def test_columns_are_mapped_and_labels_renamed(tmp_path):
@@ -134,3 +138,14 @@ def test_columns_are_mapped_and_labels_renamed(tmp_path):
     write_csv(tmp_path / "train.csv", rows, header=("review", "review"))
     with pytest.raises(InputError, match="two columns 'review'"):
         load(tmp_path, text="review", label="review")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path, suffix):
+    rows = {".csv": "text,label\na film,0\n", ".jsonl": '{"text": "a film", "label": "0"}\n'}
+    text = rows.get(suffix, f"[{rows['.jsonl']}]")
+    path = tmp_path / f"train{suffix}"
+    path.write_text(text, encoding="utf-8-sig")
+    source = open_source(path)
+    assert source.columns == ["text", "label"]
+    assert [values for _, values in source.rows()] == [{"text": "a film", "label": "0"}]

@@ -213,6 +213,17 @@ def test_too_long_is_an_error_if_one_wishes(tmp_path, model_folder):
         carry_out(tmp_path, model_folder, {"train": "train.csv", "too_long": "error"})
 
 
+def test_long_texts_left_out_are_listed(tmp_path, model_folder):
+    write_csv(tmp_path / "train.csv", [*sentences(60), ("good " * 40, "positive")])
+    data = {"train": "train.csv", "too_long": "skip"}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(SHORT | {"model": str(model_folder), "data": data}), encoding="utf-8")
+    setting = Setting(load_recipe(path), tmp_path, tmp_path / "out")
+    assert sum(setting.sizes.values()) == 60
+    assert any("left out 1 of" in note for note in setting.notes)
+    assert any(note.endswith("train.csv, line 62: 42 tokens") for note in setting.notes)
+
+
 def test_data_on_the_command_line(tmp_path, model_folder, dsee_command):
     path = tmp_path / "recipe.yaml"
     recipe = SHORT | {"model": str(model_folder), "data": {"glue": "stsb"}}

@@ -65,6 +65,7 @@ def answer(kind: str, labels: list[str], logits: Any) -> Choice:
     # tanh does not overflow where exp would
     likely = 0.5 * (1 + np.tanh(0.5 * logits)) if kind == "multi-label" else softmax(logits)
     scores = {label: round(float(p), 6) for label, p in zip(labels, likely, strict=True)}
-    best = labels[int(np.argmax(likely))]
+    # not of the probabilities: two that differ by little round to the same
+    best = labels[int(np.argmax(logits))]
     given = [label for label, logit in zip(labels, logits, strict=True) if logit > 0]
     return Choice(",".join(given) if kind == "multi-label" else best, scores[best], scores)

@@ -72,5 +72,33 @@ class BadRows:
         total = self.counts.total()
         if not total:
             return []
-        more = [f"  and {total - len(self.said)} more"] if total > len(self.said) else []
-        return [f"left out {total} bad row(s): {self.summary}", *(f"  {each}" for each in self.said), *more]
+        return [f"left out {total} bad row(s): {self.summary}", *below(self.said, total)]
+
+
+def below(lines: list[str], total: int) -> list[str]:
+    """Return lines to stand below another, no more than a report can hold.
+
+    Args:
+        lines: what there is to say, or the first of it.
+        total: how much there is in all.
+    """
+    shown = lines[:KEPT]
+    return [*(f"  {line}" for line in shown), *([f"  and {total - len(shown)} more"] if total > len(shown) else [])]
+
+
+def in_short(notes: list[str]) -> list[str]:
+    """Return notes with no more than a handful of lines below each, as a terminal can show them.
+
+    Args:
+        notes: lines, those below another one beginning with blanks.
+    """
+    found: list[str] = []
+    under: list[str] = []
+    for note in [*notes, ""]:
+        if note.startswith(" "):
+            under.append(note)
+            continue
+        found += under if len(under) <= SHOWN else [*under[:SHOWN], "  and more; the report lists them"]
+        under = []
+        found += [note] if note else []
+    return found

@@ -10,6 +10,7 @@ from typing import Any
 
 from dsee.errors import InputError
 from dsee.measure.hardware import hardware
+from dsee.tasks.bad_rows import in_short
 from dsee.training import chain
 from dsee.training.answers import questions, submit
 from dsee.training.measuring import measure
@@ -121,7 +122,7 @@ def run(
     _claim(target)
     stages = target / "stages"
     progress, metrics = progress or Silent(), setting.metrics
-    for note in setting.notes:
+    for note in in_short(setting.notes):
         progress.say(note)
     runner = _Runner(setting, progress, fresh)
     tuned, model = stages / "tuned", target / "model"

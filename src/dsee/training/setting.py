@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsee.errors import InputError
-from dsee.tasks.bad_rows import RowError
+from dsee.tasks.bad_rows import RowError, below
 from dsee.tasks.encode import Encoded
 from dsee.tasks.glue_tasks import GLUE
 from dsee.tasks.kinds import KINDS, shown_metrics
@@ -118,13 +118,15 @@ class Setting:
             self.data.notes.append(f"{verb} {len(found.long)} of {len(part)} texts over {limit} tokens: {name}")
         if policy == "truncate":
             return found
-        for position, length in found.long.items():
-            row = part[position]
-            place = self.data.places[row[SOURCE]](row[LINE])
-            if policy == "error":
-                self.data.bad.add(place, RowError("too long", f"{length} tokens, and max_length is {limit}."))
-            else:
-                self.data.notes.append(f"  {place}: {length} tokens")
+        rows = {position: part[position] for position in found.long}
+        places = {position: self.data.places[row[SOURCE]](row[LINE]) for position, row in rows.items()}
+        if policy == "error":
+            for position, place in places.items():
+                reason = f"{found.long[position]} tokens, and max_length is {limit}."
+                self.data.bad.add(place, RowError("too long", reason))
+        else:
+            lines = [f"{place}: {found.long[position]} tokens" for position, place in places.items()]
+            self.data.notes.extend(below(lines, len(lines)))
         if not len(found):
             self.data.bad.check()
             raise InputError(f"data.too_long: no row of the {name} part has {limit} tokens or fewer.")
