@@ -29,7 +29,7 @@ class Recorder:
     """Progress that remembers which stages ran."""
 
     def __init__(self):
-        self.ran, self.kept, self.steps = [], [], {}
+        self.ran, self.kept, self.steps, self.said = [], [], {}, []
 
     def stage(self, name, total):
         from contextlib import nullcontext
@@ -43,3 +43,6 @@ class Recorder:
 
     def skipped(self, name):
         self.kept.append(name)
+
+    def say(self, text):
+        self.said.append(text)

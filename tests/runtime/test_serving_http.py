@@ -10,8 +10,9 @@ from onnx_tools import exported
 from serving_tools import classifier, generator, serving, until
 
 from dsee import ArtifactError, InputError, MissingExtraError
+from dsee.runtime.answers import softmax
 from dsee.runtime.opened import open_model
-from dsee.runtime.serving.engine import Engine, Prompt, Question, softmax
+from dsee.runtime.serving.engine import Engine, Prompt, Question
 from dsee.runtime.serving.server import is_loopback, make_server, open_socket
 
 TEXTS = ["good film", "a quietly moving film", "two hours i will never get back"]

@@ -8,8 +8,8 @@ import pytest
 from onnx_tools import exported
 from serving_tools import classifier, sentence, serving
 
+from dsee.runtime.answers import softmax
 from dsee.runtime.opened import open_model
-from dsee.runtime.serving.engine import softmax
 
 
 def load(client, clients, requests, seed):

@@ -27,6 +27,8 @@ COUNT = 24
 class Examples:
     """Random sentences of many lengths, as ``Encoded`` has them."""
 
+    kind, long = "classification", {}
+
     def __init__(self, count=COUNT, seed=0, labels=LABELS):
         draw = torch.Generator().manual_seed(seed)
         self.features = []

@@ -28,7 +28,7 @@ def demo(
 
     source = files("dsee.recipes") / RECIPE
     recipe = load_recipe(Path(str(source))).model_copy(update={"seed": seed})
-    for needed in (recipe.model, recipe.data.train):
+    for needed in (recipe.model, str(recipe.data.train)):
         # fails early, with the name of the missing package
         locate(needed, Path())
     output.mkdir(parents=True, exist_ok=True)

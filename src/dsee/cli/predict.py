@@ -24,6 +24,9 @@ def predict(
         ),
     ] = None,
     column: Annotated[str, typer.Option(help="Column of the table that holds the sentences.")] = "text",
+    pair_column: Annotated[
+        str | None, typer.Option(help="Column of the table that holds the second sentences, for tasks on pairs.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Sentences at a time.", min=1)] = 32,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line, with all probabilities.")
@@ -31,22 +34,27 @@ def predict(
 ) -> None:
     """Classify sentences. Prints label, probability and sentence, separated by tabs.
 
+    Where several labels may hold at once, prints all that are more likely than not, "-" if none is; of a regression the
+    number.
+
     An ONNX folder is run by onnxruntime alone: neither torch nor transformers is loaded.
     """
     from dsee.cli.folders import artifact_in
-    from dsee.runtime.serving.engine import softmax
+    from dsee.runtime.answers import answer
 
     sentences = _sentences(texts or [], file, column)
-    labels, logits = _model(artifact_in(folder))
+    pairs = None if pair_column is None else _pairs(file, pair_column)
+    kind, labels, logits = _model(artifact_in(folder))
     for start in range(0, len(sentences), batch_size):
         chunk = sentences[start : start + batch_size]
-        for text, row in zip(chunk, softmax(logits(chunk)), strict=True):
-            best = int(row.argmax())
+        second = pairs and pairs[start : start + batch_size]
+        for text, row in zip(chunk, logits(chunk, second), strict=True):
+            found = answer(kind, labels, row)
             if as_json:
-                scores = {label: round(float(p), 6) for label, p in zip(labels, row, strict=True)}
-                typer.echo(json.dumps({"text": text, "label": labels[best], "scores": scores}, ensure_ascii=False))
+                said = {"text": text, "label": found.label, "scores": found.scores}
+                typer.echo(json.dumps(said, ensure_ascii=False))
             else:
-                typer.echo(f"{labels[best]}\t{row[best]:.4f}\t{text}")
+                typer.echo(f"{found.label or '-'}\t{found.score:.4f}\t{text}")
 
 
 def _sentences(texts: list[str], file: Path | None, column: str) -> list[str]:
@@ -59,14 +67,22 @@ def _sentences(texts: list[str], file: Path | None, column: str) -> list[str]:
     return texts
 
 
-def _from_file(path: Path, column: str) -> Iterator[str]:
+def _pairs(file: Path | None, column: str) -> list[str]:
+    from dsee.tasks.table import SUFFIXES
+
+    if file is None or file.suffix.lower() not in SUFFIXES:
+        raise InputError("predict: --pair-column names a column of a table; give one with --file.")
+    return list(_from_file(file, column, "--pair-column"))
+
+
+def _from_file(path: Path, column: str, option: str = "--column") -> Iterator[str]:
     from dsee.tasks.places import existing_file
     from dsee.tasks.table import SUFFIXES, check_utf8, read_table, require_column
 
     path = existing_file(str(path), Path())
     if path.suffix.lower() in SUFFIXES:
         table = read_table(path)
-        require_column(table, column, path, "--column")
+        require_column(table, column, path, option)
         yield from (str(value) for value in table[column])
         return
     check_utf8(path)
@@ -76,8 +92,8 @@ def _from_file(path: Path, column: str) -> Iterator[str]:
         yield line
 
 
-def _model(folder: Path) -> tuple[list[str], Callable[[list[str]], Any]]:
-    """Labels and a function from sentences to logits."""
+def _model(folder: Path) -> tuple[str, list[str], Callable[[list[str], list[str] | None], Any]]:
+    """The kind of task, labels and a function from sentences to logits."""
     from dsee.runtime.opened import is_onnx, open_model
 
     if not is_onnx(folder):
@@ -87,4 +103,4 @@ def _model(folder: Path) -> tuple[list[str], Callable[[list[str]], Any]]:
     model = open_model(folder)
     if model.generates:
         raise InputError(f"{folder} holds a model that generates text and chooses no label. Use dsee serve.")
-    return model.labels, model.logits
+    return model.kind, model.labels, model.logits

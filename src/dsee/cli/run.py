@@ -18,6 +18,10 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the results instead of the recipe's.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", "-d", help="Folder of the data files instead of the recipe's (data.dir)."),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run all stages again, finished or not.")] = False,
 ) -> None:
     """Tune, prune, recover, merge, export and measure, as a recipe says.
@@ -26,7 +30,10 @@ def run(
     """
     from dsee.training.recipe_file import load_recipe
 
-    carry_out(load_recipe(recipe), recipe.resolve().parent, output, fresh)
+    wanted = load_recipe(recipe)
+    if data is not None:
+        wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"dir": str(data.resolve())})})
+    carry_out(wanted, recipe.resolve().parent, output, fresh)
 
 
 def carry_out(recipe: Recipe, base: Path, output: Path | None, fresh: bool) -> None:
@@ -56,3 +63,5 @@ def carry_out(recipe: Recipe, base: Path, output: Path | None, fresh: bool) -> N
         raise StoppedError("stopped. Finished stages are kept: the same command goes on from the last one.") from stop
     rows = write_report(result, recipe, result.sizes)
     terminal.table(rows, result.output)
+    for path in result.predictions:
+        terminal.say(f"predictions for GLUE's server: {path}")

@@ -92,9 +92,9 @@ class Terminal:
 
     def table(self, rows: list[Row], output: Path) -> None:
         """Print the report's table."""
-        from dsee.report.table import HEADER, cells
+        from dsee.report.table import cells, header
 
-        self.cells(HEADER, cells(rows)).print(f"written to {output}", highlight=False)
+        self.cells(header(rows), cells(rows)).print(f"written to {output}", highlight=False)
 
     def cells(self, header: list[str], body: list[list[str]]) -> Console:
         """Print a table on standard output, and return what printed it.

@@ -1,10 +1,11 @@
-"""Accuracy against latency, one point per variant."""
+"""The task's figure against latency, one point per variant."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from dsee.report.rows import Row
+from dsee.tasks.metrics import METRICS
 
 
 def plot(rows: list[Row], path: Path) -> bool:
@@ -24,10 +25,10 @@ def plot(rows: list[Row], path: Path) -> bool:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for number, row in enumerate(rows):
-        axes.scatter(row.cpu_ms, row.accuracy, s=2.0 * row.megabytes + 20, alpha=0.75)
+        axes.scatter(row.cpu_ms, row.score, s=2.0 * row.megabytes + 20, alpha=0.75)
         axes.annotate(
             f"{row.name}, {row.megabytes:.0f} MB",
-            (row.cpu_ms, row.accuracy),
+            (row.cpu_ms, row.score),
             textcoords="offset points",
             # neighbours take turns, so that labels of close points do not cover each other
             xytext=(0, 12 if number % 2 == 0 else -18),
@@ -36,7 +37,8 @@ def plot(rows: list[Row], path: Path) -> bool:
         )
     axes.margins(0.2)
     axes.set_xlabel("CPU time of one pass, one thread (ms); area: MB of weights")
-    axes.set_ylabel("test accuracy (%)")
+    metric = METRICS[rows[0].metric]
+    axes.set_ylabel(f"test {metric.title}" + (f" ({metric.unit})" if metric.unit else ""))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=144, metadata={"Software": None})
     return True

@@ -17,8 +17,8 @@ class Row:
 
     Attributes:
         name: "dense", "pruned", "recovered", "ONNX fp32" or "ONNX int8".
-        accuracy: percent, on the test part.
-        f1_macro: percent, on the test part.
+        scores: figures of the task on the test part, the one that leads the report first; see
+            :data:`dsee.tasks.metrics.METRICS`.
         trainable_share: share of the parameters trained to get there; None where nothing was.
         flops: of one pass of the measured shape.
         encoder_flops: the transformer layers' part of it.
@@ -30,8 +30,7 @@ class Row:
     """
 
     name: str
-    accuracy: float
-    f1_macro: float
+    scores: dict[str, float]
     trainable_share: float | None
     flops: int
     encoder_flops: int
@@ -40,6 +39,16 @@ class Row:
     cpu_ms: float
     megabytes: float
     memory_mb: float | None
+
+    @property
+    def metric(self) -> str:
+        """Name of the figure that leads the report."""
+        return next(iter(self.scores))
+
+    @property
+    def score(self) -> float:
+        """The figure that leads the report."""
+        return self.scores[self.metric]
 
 
 def rows(result: RunResult) -> list[Row]:
@@ -53,7 +62,8 @@ def rows(result: RunResult) -> list[Row]:
     for name in result.variants:
         stage = stages[STAGE.get(name, "merge")]
         test = stages["export"][name.removeprefix("ONNX ")]["test"] if name.startswith("ONNX") else stage["test"]
-        found.append(_row(name, test, stage, _share(stages, name), stages["measure"][name]))
+        scores = {metric: test[metric] for metric in result.metrics}
+        found.append(_row(name, scores, stage, _share(stages, name), stages["measure"][name]))
     return found
 
 
@@ -64,13 +74,12 @@ def _share(stages: dict[str, dict[str, Any]], name: str) -> float | None:
 
 
 def _row(
-    name: str, test: dict[str, float], stage: dict[str, Any], share: float | None, measured: dict[str, Any]
+    name: str, scores: dict[str, float], stage: dict[str, Any], share: float | None, measured: dict[str, Any]
 ) -> Row:
     times, memory = measured["latency"], measured["memory"]
     return Row(
         name=name,
-        accuracy=test["accuracy"],
-        f1_macro=test["f1_macro"],
+        scores=scores,
         trainable_share=share,
         flops=stage["flops"],
         encoder_flops=stage["encoder_flops"],

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from dsee.report.rows import Row
+from dsee.tasks.metrics import METRICS
 
-HEADER = ["", "accuracy", "trainable", "FLOPs", "latency p50 / p95", "speed-up", "MB", "memory"]
+
+def header(rows: list[Row]) -> list[str]:
+    """Return the names of the table's columns.
+
+    Args:
+        rows: the variants.
+    """
+    scores = [METRICS[name].title for name in rows[0].scores]
+    return ["", *scores, "trainable", "FLOPs", "latency p50 / p95", "speed-up", "MB", "memory"]
 
 
 def cells(rows: list[Row]) -> list[list[str]]:
@@ -19,7 +28,7 @@ def cells(rows: list[Row]) -> list[list[str]]:
     return [
         [
             row.name,
-            f"{row.accuracy:.1f} %" + (f" ({row.accuracy - base.accuracy:+.1f})" if row is not base else ""),
+            *(_score(name, row, base) for name in row.scores),
             f"{row.trainable_share:.2%}" if row.trainable_share is not None else "-",
             f"{row.flops / 1e9:.2f} G"
             + (f" ({row.encoder_flops / base.encoder_flops - 1:+.0%})" if row is not base else ""),
@@ -32,11 +41,18 @@ def cells(rows: list[Row]) -> list[list[str]]:
     ]
 
 
+def _score(name: str, row: Row, base: Row) -> str:
+    metric = METRICS[name]
+    change = f" ({row.scores[name] - base.scores[name]:+.{metric.digits}f})" if row is not base else ""
+    return metric.shown(row.scores[name]) + change
+
+
 def markdown(rows: list[Row]) -> str:
     """Return the table in Markdown.
 
     Args:
         rows: the variants, the baseline first.
     """
-    lines = [HEADER, ["---"] * len(HEADER), *cells(rows)]
+    names = header(rows)
+    lines = [names, ["---"] * len(names), *cells(rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

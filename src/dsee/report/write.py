@@ -9,6 +9,7 @@ from dsee._version import __version__
 from dsee.report.plot import plot
 from dsee.report.rows import Row, rows
 from dsee.report.table import markdown
+from dsee.tasks.metrics import METRICS
 from dsee.training.recipe import Recipe
 from dsee.training.run import RunResult
 from dsee.training.stage import write_whole
@@ -17,12 +18,12 @@ _PAGE = """# Report
 
 {table}
 Measured on one thread with {batch} sentence(s) of {sequence} tokens: {hardware}.
-Accuracy is of {test} held-out sentences, the epoch chosen on {validation} others; the speed-up compares CPU times.
+{scores} of {test} held-out sentences, the epoch chosen on {validation} others; the speed-up compares CPU times.
 FLOPs are theoretical, in brackets the change of the encoder's. Memory is the peak beyond the imports.
 {kernels}
 {picture}
 Recovered and exported models: `model/` (`dsee.load`), {exports}.
-"""
+{notes}"""
 
 
 def write_report(result: RunResult, recipe: Recipe, sizes: dict[str, int]) -> list[Row]:
@@ -40,6 +41,8 @@ def write_report(result: RunResult, recipe: Recipe, sizes: dict[str, int]) -> li
         "recipe": recipe.model_dump(mode="json"),
         "hardware": result.hardware,
         "sentences": sizes,
+        "metrics": list(result.metrics),
+        "notes": result.notes,
         "rows": [asdict(row) for row in table],
         "stages": result.stages,
     }
@@ -50,6 +53,7 @@ def write_report(result: RunResult, recipe: Recipe, sizes: dict[str, int]) -> li
         batch=recipe.measure.batch,
         sequence=recipe.measure.sequence,
         hardware=hardware,
+        scores=_are(result.metrics),
         test=sizes["test"],
         validation=sizes["validation"],
         kernels="".join(
@@ -57,8 +61,27 @@ def write_report(result: RunResult, recipe: Recipe, sizes: dict[str, int]) -> li
             for name, row in result.stages["measure"].items()
             if (said := row.get("kernels"))
         ),
-        picture="![accuracy against latency](report.png)\n" if drawn else "",
+        picture="![the task's figure against latency](report.png)\n" if drawn else "",
+        notes=_notes(result),
         exports=", ".join(f"`onnx-{p}/`" for p in recipe.export.onnx) or "no ONNX",
     )
     write_whole(result.output / "report.md", page)
     return table
+
+
+def _are(metrics: tuple[str, ...]) -> str:
+    """The beginning of a sentence about the figures."""
+    titles = [METRICS[name].title for name in metrics]
+    said = " and ".join([", ".join(titles[:-1]), titles[-1]]) if len(titles) > 1 else titles[0]
+    return f"{said[0].upper()}{said[1:]} {'are' if len(titles) > 1 else 'is'}"
+
+
+def _notes(result: RunResult) -> str:
+    """What there is to say of the data and of files of predictions."""
+    lines = list(result.notes)
+    if result.predictions:
+        files = ", ".join(f"`glue/{path.name}`" for path in result.predictions)
+        lines.append(f"predictions for GLUE's server: {files}")
+    # a line that starts with spaces is about the one above
+    text = "".join(f"  - {line.strip()}\n" if line.startswith(" ") else f"- {line}\n" for line in lines)
+    return f"\n{text}" if text else ""

@@ -22,6 +22,12 @@ Needs `pip install {needs}`. Run this in the folder:
 _CHOOSE = """for row in logits:
     print(labels[int(row.argmax())])"""
 
+_SCORE = """for row in logits:
+    print(float(row[0]))"""
+
+_SEVERAL = """for row in logits:
+    print([label for label, logit in zip(labels, row) if logit > 0])"""
+
 #: Texts are filled up on the right, so the last real token's logits say what comes next.
 _WRITE = """last = encoded_mask.sum(axis=1) - 1
 for row, place in zip(logits, last):
@@ -77,6 +83,7 @@ def card(
     inputs: list[str],
     tokenizer: bool,
     generation: dict[str, Any] | None = None,
+    kind: str = "classification",
 ) -> str:
     """Return the card.
 
@@ -87,6 +94,7 @@ def card(
         inputs: names of the graph's inputs.
         tokenizer: whether a tokenizer lies in the folder.
         generation: the token that a decoder starts with, for a model that writes text.
+        kind: "classification", "multi-label" or "regression", for the others.
     """
     code, needs = _WITHOUT_TOKENIZER, "onnxruntime"
     arrays = {n: f"np.array([e.{_ANSWERS[n]} for e in encoded], dtype=np.int64)" for n in inputs if n in _ANSWERS}
@@ -100,7 +108,9 @@ def card(
         arrays[DECODER] = f"np.full((len({'encoded' if tokenizer else 'input_ids'}), 1), {start}, dtype=np.int64)"
         last = f"np.ones_like({arrays[DECODER]})"
     code = code.replace("INPUTS", "".join(f'    "{n}": {array},\n' for n, array in arrays.items()))
-    show, about = _CHOOSE, f"Labels: {', '.join(labels)}"
+    show, about = {"multi-label": _SEVERAL}.get(kind, _CHOOSE), f"Labels: {', '.join(labels)}"
+    if kind == "regression":
+        show, about = _SCORE, "The answer is a number."
     if generation is not None:
         code = code.replace('labels = json.load(open("labels.json"))["labels"]\n', "").replace("import json\n\n", "")
         show = _WRITE.replace("encoded_mask", last)

@@ -19,6 +19,7 @@ from dsee.artifact.manifest import Manifest, owned_entries, refuse_other_kind, v
 from dsee.errors import InputError, MissingExtraError, OrderError
 from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
+from dsee.runtime.answers import kind_of
 from dsee.runtime.onnx_card import card
 from dsee.runtime.onnx_model import DECODER, LABELS, MODEL, TOKENIZER, TYPES
 from dsee.runtime.onnx_parity import check_parity
@@ -83,13 +84,14 @@ def export_onnx(
         labels = _labels(model)
         described = {"labels": labels, "vocab_size": int(model.config.vocab_size), "max_length": limit}
         generation = _generation(model)
-        described |= {"generation": generation} if generation else {}
+        described |= {"generation": generation} if generation else {"kind": kind_of(model.config)}
         (writing / LABELS).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         allowed = tolerance if tolerance is not None else 0.5 if quantize else 1e-4
         error = check_parity(model, writing / MODEL, limit, allowed)
         facts = {"precision": quantize or "fp32", "opset": OPSET, "logit_error": error, "max_length": limit}
         names = _inputs(model, tokenizer)
-        text = card(type(model).__name__, facts, labels, names, tokenizer is not None, generation or None)
+        kind = kind_of(model.config)
+        text = card(type(model).__name__, facts, labels, names, tokenizer is not None, generation or None, kind)
         (writing / "README.md").write_text(text, encoding="utf-8")
         structure = getattr(model.config, "dsee_structure", None)
         write_manifest(writing, Manifest(kind="onnx", history=history(model), structure=structure, facts=facts))

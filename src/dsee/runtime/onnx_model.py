@@ -32,6 +32,7 @@ class OnnxModel:
         precision: "fp32" or "int8".
         max_length: longest text in tokens.
         generates: whether it writes text instead of choosing a label.
+        kind: "classification", "multi-label" or "regression", of a model that does not write.
         end_tokens: tokens that end what it writes.
     """
 
@@ -77,6 +78,7 @@ class OnnxModel:
             self.max_length: int = described["max_length"]
             # folders of the first releases are all classifiers
             writes: dict[str, Any] = described.get("generation", {})
+            self.kind: str = described.get("kind", "classification")
             self.generates, self.end_tokens = bool(writes), set(writes.get("end", []))
             self._start: int | None = writes.get("start")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -15,6 +15,7 @@ from dsee.artifact.load import load
 from dsee.artifact.manifest import NAME
 from dsee.errors import InputError
 from dsee.measure.sample import longest_input, sample_inputs
+from dsee.runtime.answers import kind_of
 from dsee.runtime.generation import until_end
 from dsee.runtime.merged import load_merged
 from dsee.runtime.plain import load_plain
@@ -33,6 +34,7 @@ class TorchModel:
         model: the model, in eval mode.
         labels: class names by index.
         generates: whether it writes text instead of choosing a label.
+        kind: "classification", "multi-label" or "regression", of a model that does not write.
     """
 
     def __init__(self, folder: str | Path, *, merged: bool = False) -> None:
@@ -59,6 +61,7 @@ class TorchModel:
         names = getattr(inner.config, "id2label", None) or {}
         self.labels = [str(names[index]) for index in sorted(names)]
         self.generates = bool(inner.can_generate())
+        self.kind = kind_of(inner.config)
         self._tokenizer: Any = None
         self._counter: Any = None
         self._prompter: Any = None

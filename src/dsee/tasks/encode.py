@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsee.tasks.text import LABEL, PAIR, TEXT
+from dsee.tasks.kinds import KINDS
+from dsee.tasks.rows import LABEL, PAIR, TEXT
+
+Features = list[dict[str, Any]]
 
 
 class Encoded(torch.utils.data.Dataset[dict[str, Any]]):
@@ -17,21 +20,42 @@ class Encoded(torch.utils.data.Dataset[dict[str, Any]]):
 
     Attributes:
         features: for each example ``input_ids``, ``attention_mask``, ``labels`` and what else the tokenizer makes.
+        kind: what a label is, see :data:`dsee.tasks.kinds.KINDS`.
+        long: position in the part -> tokens, of the texts that are longer than they may be.
     """
 
-    def __init__(self, part: Any, tokenizer: Any, max_length: int) -> None:
+    def __init__(
+        self, part: Any, tokenizer: Any, max_length: int, *, kind: str = "classification", skip_long: bool = False
+    ) -> None:
         """Tokenize.
 
         Args:
-            part: a dataset with ``text``, perhaps ``text_pair``, and ``label``.
+            part: a dataset with ``text``, perhaps ``text_pair``, and ``label`` unless only answers are wanted.
             tokenizer: the model's tokenizer.
             max_length: longer inputs are truncated.
+            kind: what a label is.
+            skip_long: leave longer inputs out instead.
         """
+        self.kind = kind
         pairs = list(part[PAIR]) if PAIR in part.column_names else None
-        encoded = tokenizer(list(part[TEXT]), pairs, truncation=True, max_length=max_length)
-        self.features = [
-            {key: encoded[key][i] for key in encoded} | {"labels": int(label)} for i, label in enumerate(part[LABEL])
-        ]
+        self.features, self.long = tokenized(list(part[TEXT]), pairs, tokenizer, max_length)
+        if LABEL in part.column_names:
+            for feature, label in zip(self.features, part[LABEL], strict=True):
+                feature["labels"] = label
+        if skip_long:
+            self.features = [feature for i, feature in enumerate(self.features) if i not in self.long]
+
+    @classmethod
+    def of(cls, features: Features, kind: str) -> Encoded:
+        """Return a part made of features.
+
+        Args:
+            features: see above.
+            kind: what a label is.
+        """
+        part = cls.__new__(cls)
+        part.features, part.kind, part.long = features, kind, {}
+        return part
 
     def __len__(self) -> int:
         return len(self.features)
@@ -40,9 +64,32 @@ class Encoded(torch.utils.data.Dataset[dict[str, Any]]):
         return self.features[index]
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """Class indices, (examples,)."""
-        return np.array([feature["labels"] for feature in self.features], dtype=np.int64)
+    def labels(self) -> NDArray[Any]:
+        """Class indices or numbers, (examples,), or 0 and 1, (examples, labels)."""
+        return np.array([feature["labels"] for feature in self.features], dtype=KINDS[self.kind].dtype)
+
+
+def tokenized(
+    texts: list[str], pairs: list[str] | None, tokenizer: Any, max_length: int
+) -> tuple[Features, dict[int, int]]:
+    """Return features, cut to a length, and the lengths of those that were longer, by position.
+
+    Args:
+        texts: the sentences.
+        pairs: the second sentences.
+        tokenizer: the model's tokenizer.
+        max_length: in tokens, special ones included.
+    """
+    # a first pass without truncation tells how long they are; only what is too long needs a second one
+    encoded = tokenizer(texts, pairs, truncation=False, verbose=False)
+    features = [{key: encoded[key][i] for key in encoded} for i in range(len(texts))]
+    longer = {i: len(f["input_ids"]) for i, f in enumerate(features) if len(f["input_ids"]) > max_length}
+    if longer:
+        again = [pairs[i] for i in longer] if pairs is not None else None
+        cut = tokenizer([texts[i] for i in longer], again, truncation=True, max_length=max_length)
+        for row, i in enumerate(longer):
+            features[i] = {key: cut[key][row] for key in cut}
+    return features, longer
 
 
 def batches(

@@ -34,7 +34,7 @@ def read_table(path: Path) -> Any:
     if kind != "parquet":
         check_utf8(path)
     try:
-        with _quiet_datasets():
+        with quiet_datasets():
             table = _parse(path, kind)
     except Exception as error:
         if "no data" in str(error):
@@ -64,7 +64,7 @@ def _parse(path: Path, kind: str) -> Any:
 
 
 @contextmanager
-def _quiet_datasets() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
     """No bars for a second's work, and no log lines beside the exception."""
     from datasets.utils import logging
 

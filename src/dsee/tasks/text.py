@@ -1,30 +1,56 @@
-"""Text classification on one's own files."""
+"""The parts of a task on texts: read, checked, split."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsee.errors import InputError, listed, nearest
-from dsee.tasks.places import existing_file
+from dsee.errors import InputError, listed
+from dsee.tasks.bad_rows import BadRows, RowError
+from dsee.tasks.open import open_sources
+from dsee.tasks.rows import LABEL, LINE, PAIR, SOURCE, TEXT, Label, examples, indexer
+from dsee.tasks.sources import Source
 from dsee.tasks.spec import DataSpec
-from dsee.tasks.table import read_table, require_column
+from dsee.tasks.split import Rows, cut_off, pick, unique
 
-TEXT, PAIR, LABEL = "text", "text_pair", "label"
+__all__ = ["LABEL", "PAIR", "TEXT", "Stream", "TextData", "load_text_data"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A training part that is read anew in every epoch.
+
+    Attributes:
+        spec: the recipe's data section.
+        source: the table.
+        convert: label as read -> what a model learns.
+    """
+
+    spec: DataSpec
+    source: Source
+    convert: Callable[[Label], Any]
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Three disjoint parts with columns ``text``, perhaps ``text_pair``, and ``label`` (an index).
+    """Three disjoint parts with columns ``text``, perhaps ``text_pair``, and ``label``.
+
+    A label is an index, a number, or a 0/1 for each label; ``source`` and ``line`` say where a row comes from.
 
     Attributes:
-        train: to learn from.
+        train: to learn from; a :class:`Stream` if the recipe wants one.
         validation: to choose the best epoch by.
         test: to report on.
-        labels: class names by index.
+        labels: class names by index; of a regression the name of its number.
         dropped: repeated texts that were left out on request.
+        kind: what a label is.
+        also: ending of a figure's name -> further part to report on.
+        unlabelled: name of a file of predictions -> part without labels.
+        places: by ``source``: from a line to its place, for messages.
+        bad: rows that were left out, as far as that is tolerated.
+        notes: what a report has to say of the data.
     """
 
     train: Any
@@ -32,11 +58,18 @@ class TextData:
     test: Any
     labels: list[str]
     dropped: int = 0
+    kind: str = "classification"
+    also: dict[str, Any] = field(default_factory=dict)
+    unlabelled: dict[str, Any] = field(default_factory=dict)
+    places: list[Callable[[int], str]] = field(default_factory=list)
+    bad: BadRows = field(default_factory=BadRows)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sentences of each part, by name."""
-        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+        """Sentences of each part, by name; nobody knows how many a stream has."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: len(part) for name, part in parts.items() if not isinstance(part, Stream)}
 
 
 def load_text_data(spec: DataSpec, base: Path, seed: int) -> TextData:
@@ -51,115 +84,167 @@ def load_text_data(spec: DataSpec, base: Path, seed: int) -> TextData:
         The parts.
 
     Raises:
-        InputError: anything wrong with a file, naming the file and the row.
+        InputError: anything wrong with a file, or more bad rows than are tolerated, naming file and line.
     """
-    parts = {"train": _rows(spec, spec.train, base)}
-    for name in ("validation", "test"):
-        reference = getattr(spec, name)
-        if reference is not None:
-            parts[name] = _rows(spec, reference, base)
-    dropped = 0
+    opened = open_sources(spec, base)
+    reader = _Reader(opened.spec)
+    labelled = opened.labelled if not spec.streaming else {k: v for k, v in opened.labelled.items() if k != "train"}
+    parts = {name: reader.read(source) for name, source in labelled.items()}
+    also = {name: reader.read(source) for name, source in opened.also.items()}
+    # a file of predictions has a line for every row, so none of these can be left out
+    strict = BadRows()
+    unlabelled = {name: reader.read(source, strict, labelled=False) for name, source in opened.unlabelled.items()}
+    strict.check()
+    notes, dropped = list(opened.notes), 0
     if spec.deduplicate:
         size = len(parts["train"][LABEL])
-        parts["train"] = _unique(parts["train"])
+        parts["train"] = unique(parts["train"])
         dropped = size - len(parts["train"][LABEL])
-    labels = _label_names(spec, parts["train"][LABEL], base)
-    indexed = {name: _index_labels(rows, labels, spec, getattr(spec, name), base) for name, rows in parts.items()}
-    for name, share in (("test", spec.split.test), ("validation", spec.split.validation)):
-        if name not in indexed:
-            total = len(parts["train"][LABEL])
-            indexed["train"], indexed[name] = _split(indexed["train"], round(share * total), seed, name)
+        notes.append(f"left out {dropped} repeated text(s) of the training part")
+    try:
+        names = _label_names(opened.spec, parts.get("train"), opened.labelled["train"])
+    except InputError:
+        # rows that cannot be read are the likelier reason
+        reader.bad.check()
+        raise
+    reader.names(names)
+    parts, also = ({k: reader.indexed(rows) for k, rows in found.items()} for found in (parts, also))
+    reader.bad.check()
+    _require_rows(parts | also | unlabelled)
+    _cut(parts, spec, seed)
     from datasets import Dataset
 
-    ready = {name: Dataset.from_dict(rows) for name, rows in indexed.items()}
-    return TextData(ready["train"], ready["validation"], ready["test"], labels, dropped)
+    ready = {name: Dataset.from_dict(rows) for name, rows in parts.items()}
+    if spec.streaming:
+        ready["train"] = Stream(opened.spec, opened.labelled["train"], reader.convert)
+    return TextData(
+        ready["train"],
+        ready["validation"],
+        ready["test"],
+        names,
+        dropped,
+        str(spec.kind),
+        {name: Dataset.from_dict(rows) for name, rows in also.items()},
+        {name: Dataset.from_dict(rows) for name, rows in unlabelled.items()},
+        reader.places,
+        reader.bad,
+        notes,
+    )
 
 
-Rows = dict[str, list[Any]]
+def _cut(parts: dict[str, Rows], spec: DataSpec, seed: int) -> None:
+    """Cut what has no file of its own off the training rows."""
+    total = len(parts["train"][LABEL]) if "train" in parts else 0
+    for name, share in (("test", spec.split.test), ("validation", spec.split.validation)):
+        if name not in parts:
+            stratify = spec.kind == "classification"
+            parts["train"], parts[name] = cut_off(parts["train"], round(share * total), seed, name, stratify=stratify)
 
 
-def _rows(spec: DataSpec, reference: str, base: Path) -> Rows:
-    """The wanted columns of one file, as lists, under our own names."""
-    path = existing_file(reference, base)
-    table = read_table(path)
-    wanted = {TEXT: spec.text, LABEL: spec.label} | ({PAIR: spec.text_pair} if spec.text_pair else {})
-    for key, column in [*wanted.items(), *((f"where.{c}", c) for c in spec.where)]:
-        require_column(table, column, path, key)
-    numbers: Any = range(len(table))
-    if spec.where:
-        conditions = {column: [str(v) for v in table[column]] for column in spec.where}
-        numbers = [i for i in numbers if all(conditions[c][i] == str(v) for c, v in spec.where.items())]
-        if not numbers:
+class _Reader:
+    """Reads tables into columns and remembers where each row came from."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        self.spec, self.bad = spec, BadRows(spec.max_bad_rows)
+        self.places: list[Callable[[int], str]] = []
+        self.convert: Callable[[Label], Any] = _no_names
+
+    def read(self, source: Source, bad: BadRows | None = None, *, labelled: bool = True) -> Rows:
+        rows: Rows = {key: [] for key in (TEXT, *([PAIR] if self.spec.text_pair else []), LABEL, SOURCE, LINE)}
+        for example in examples(self.spec, source, self.bad if bad is None else bad, labelled=labelled):
+            rows[TEXT].append(example.texts[0])
+            if self.spec.text_pair:
+                rows[PAIR].append(example.texts[1])
+            rows[LABEL].append(example.label)
+            rows[SOURCE].append(len(self.places))
+            rows[LINE].append(example.line)
+        self.places.append(source.place)
+        if not rows[TEXT] and self.spec.where and not self.bad.counts:
+            asked = ", ".join(f"{column}={value!r}" for column, value in self.spec.where.items())
+            raise InputError(f"{source.name}: no row has {asked} (data.where).")
+        _refuse_numbers(self.spec, source, rows)
+        if not labelled:
+            del rows[LABEL]
+        return rows
+
+    def names(self, names: list[str]) -> None:
+        listed_in = self.spec.labels is not None
+        known_from = "in data.labels" if listed_in else "in the training file"
+        self.convert = indexer(self.spec, names, known_from)
+
+    def indexed(self, rows: Rows) -> Rows:
+        labels: list[Any] = []
+        keep: list[int] = []
+        for i, label in enumerate(rows[LABEL]):
+            try:
+                labels.append(self.convert(label))
+                keep.append(i)
+            except RowError as fault:
+                self.bad.add(self.places[rows[SOURCE][i]](rows[LINE][i]), fault)
+        return (rows if len(keep) == len(labels) == len(rows[LABEL]) else pick(rows, keep)) | {LABEL: labels}
+
+
+def _no_names(label: Label) -> Any:
+    raise AssertionError(f"labels are not known yet: {label!r}")
+
+
+def _refuse_numbers(spec: DataSpec, source: Source, rows: Rows) -> None:
+    """A CSV file knows no types, so the wrong column shows only as a whole."""
+    if not source.name.lower().endswith((".csv", ".tsv")):
+        return
+    for key, column in ((TEXT, spec.text), (PAIR, spec.text_pair)):
+        if key in rows and rows[key] and all(_is_number(text) for text in rows[key]):
             raise InputError(
-                f"{path}: no row has {', '.join(f'{c}={v!r}' for c, v in spec.where.items())} (data.where)."
+                f"{source.place(rows[LINE][0])}: column {column!r} holds {rows[key][0]}, which is not text, and so it "
+                f"is in all rows (data.{key})."
             )
-    rows = {key: [column[i] for i in numbers] for key, column in ((k, list(table[c])) for k, c in wanted.items())}
-    for key in rows:
-        for number, value in zip(numbers, rows[key], strict=True):
-            if value is None or (isinstance(value, str) and not value.strip()):
-                raise InputError(f"{path}, row {number + 1}: column {wanted[key]!r} is empty.")
-            if key != LABEL and not isinstance(value, str):
-                raise InputError(
-                    f"{path}, row {number + 1}: column {wanted[key]!r} holds {value!r}, which is not text (data.{key})."
-                )
-    return rows
 
 
-def _unique(rows: Rows) -> Rows:
-    seen: set[tuple[str, ...]] = set()
-    keep = []
-    for i, texts in enumerate(zip(rows[TEXT], rows.get(PAIR, rows[TEXT]), strict=True)):
-        if texts not in seen:
-            seen.add(texts)
-            keep.append(i)
-    return {key: [column[i] for i in keep] for key, column in rows.items()}
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
-def _name(label: Any) -> str:
-    """Labels compare by their text; 1 and 1.0 are the same label."""
-    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+def _require_rows(parts: dict[str, Rows]) -> None:
+    empty = [name for name, rows in parts.items() if not rows[TEXT]]
+    if empty:
+        raise InputError(f"data.{empty[0]}: no row is left.")
 
 
-def _label_names(spec: DataSpec, column: list[Any], base: Path) -> list[str]:
+def _refuse_fractions(spec: DataSpec, names: list[str], source: Source) -> None:
+    """Nobody has classes by the dozen that are numbers between whole ones."""
+    if len(names) <= 20 or spec.kind != "classification" or not all(_is_number(name) for name in names):
+        return
+    if any(not float(name).is_integer() for name in names):
+        raise InputError(
+            f"{source.name}: column {spec.label!r} holds {len(names)} different numbers, such as {names[0]}. "
+            "If a number is to be predicted, set data.kind: regression; if these are classes, list them as data.labels."
+        )
+
+
+def _label_names(spec: DataSpec, train: Rows | None, source: Source) -> list[str]:
+    if spec.kind == "regression":
+        return ["score"]
+    if isinstance(spec.label, list):
+        return list(spec.label)
     if spec.labels is not None:
         names = [str(label) for label in spec.labels]
         if len(set(names)) != len(names):
             raise InputError(f"data.labels lists a label twice: {listed(names)}.")
     else:
-        counts = Counter(_name(label) for label in column)
-        numeric = all(name.lstrip("-").isdigit() for name in counts)
-        names = sorted(counts, key=int) if numeric else sorted(counts)
+        assert train is not None  # noqa: S101 - a stream names its labels
+        column = train[LABEL]
+        known = {name for label in column for name in (label if isinstance(label, list) else [label])}
+        numeric = all(name.lstrip("-").isdigit() for name in known)
+        names = sorted(known, key=int) if numeric else sorted(known)
         if len(names) > 1000 and len(names) > len(column) // 2:
             raise InputError(f"data.label={spec.label!r}: {len(names)} different values look like text, not labels.")
-    if len(names) < 2:
-        raise InputError(f"{base / spec.train}: only one label ({names[0]!r}); a classifier needs at least two.")
+        _refuse_fractions(spec, names, source)
+    if not names:
+        raise InputError(f"{source.name}: no row has a label.")
+    if spec.kind == "classification" and len(names) < 2:
+        raise InputError(f"{source.name}: only one label ({names[0]!r}); a classifier needs at least two.")
     return names
-
-
-def _index_labels(rows: Rows, names: list[str], spec: DataSpec, reference: str | None, base: Path) -> Rows:
-    index = {name: i for i, name in enumerate(names)}
-    found = []
-    for number, value in enumerate(rows[LABEL]):
-        name = _name(value)
-        if name not in index:
-            source = "in data.labels" if spec.labels is not None else "in the training file"
-            raise InputError(
-                f"{base / str(reference)}: label {name!r} (data row {number + 1}) is not {source}."
-                f"{nearest(name, names)} Labels: {listed(names)}."
-            )
-        found.append(index[name])
-    return rows | {LABEL: found}
-
-
-def _split(rows: Rows, size: int, seed: int, name: str) -> tuple[Rows, Rows]:
-    """Cut ``size`` rows off, each label in proportion."""
-    from sklearn.model_selection import train_test_split
-
-    try:
-        kept, taken = train_test_split(range(len(rows[LABEL])), test_size=size, random_state=seed, stratify=rows[LABEL])
-    except ValueError as error:
-        raise InputError(
-            f"{len(rows[LABEL])} training rows are too few to cut off {size} for {name} with every label in both "
-            f"({error}). Give a file of its own as data.{name}, or more rows."
-        ) from error
-    return tuple({key: [column[i] for i in numbers] for key, column in rows.items()} for numbers in (kept, taken))  # type: ignore[return-value]  # two parts

@@ -10,6 +10,7 @@ from typing import Any
 from dsee.architectures import layers
 from dsee.errors import InputError
 from dsee.measure import flops, parameters
+from dsee.modes import evaluating
 from dsee.pruning import (
     Blocks,
     Budget,
@@ -32,10 +33,12 @@ from dsee.pruning.mask_plan import check_mask_rule
 from dsee.pruning.schedule import Calibration
 from dsee.steps import record
 from dsee.support import needs_gradient
-from dsee.tasks.encode import batches, predict
-from dsee.tasks.metrics import classification_metrics
+from dsee.tasks.encode import batches
+from dsee.tasks.metrics import METRICS
+from dsee.tasks.stream import Streamed
+from dsee.training.answers import calibration_rows, figures, questions, train_size
 from dsee.training.distillation import Distillation
-from dsee.training.fit import evaluate, fit, set_attention_dropout, set_dropout, steps_of
+from dsee.training.fit import fit, set_attention_dropout, set_dropout, steps_of, torch_logits
 from dsee.training.gates import GateCallback
 from dsee.training.prefix_cache import frozen_prefix
 from dsee.training.progress import Bar
@@ -77,6 +80,7 @@ def _fit_and_test(
         distillation=distillation,
         schedule=schedule,
         callbacks=[GateCallback(setting.recipe.gates.strength)] if setting.recipe.gates and has_gates(model) else [],
+        metric=setting.metrics[0],
     )
     facts: dict[str, Any] = {
         "epochs": len(keeper.log),
@@ -87,16 +91,19 @@ def _fit_and_test(
     if distillation:
         facts["distillation"] = distillation.facts()
     record(model, step, **facts)
-    return {"validation": keeper.log, **_tested(setting, model, bar)}
+    train = parts["train"]
+    read = {"stream": train.notes} if isinstance(train, Streamed) else {}
+    return {"validation": keeper.log, **_tested(setting, model, bar), **read}
 
 
 def _tested(setting: Setting, model: Any, bar: Bar) -> dict[str, Any]:
     """Metrics on the test part, and counts."""
-    test = setting.parts["test"]
-    metrics = evaluate(model, test, setting.collate, progress=bar.advance)
+    with evaluating(model):
+        metrics = figures(setting, torch_logits(model), bar.advance)
     counts, shape = parameters(model), setting.recipe.measure
     operations = flops(model, shape.batch, shape.sequence)
-    bar.note(f"test accuracy {metrics['accuracy']:.1f}")
+    first = METRICS[setting.metrics[0]]
+    bar.note(f"test {first.title} {first.shown(metrics[setting.metrics[0]])}")
     return {
         "test": metrics,
         "trainable": counts.trainable,
@@ -129,7 +136,7 @@ def _set_dropouts(setting: Setting, model: Any) -> None:
 
 def tune_total(setting: Setting) -> int:
     """Steps of the bar of :func:`tune`."""
-    return steps_of(setting.recipe.tune, len(setting.parts["train"])) + len(setting.parts["test"])
+    return steps_of(setting.recipe.tune, train_size(setting)) + questions(setting)
 
 
 def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
     config = _config(recipe.seed, recipe.update)
     model = get_peft_model(setting.new_model(), config)
     if needs_gradient(config.support):
-        rows = batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, SUPPORT_SENTENCES)
+        rows = batches(calibration_rows(setting, SUPPORT_SENTENCES), setting.collate, CALIBRATION_BATCH)
         dsee.choose_support(model, calibration=[batch for _, batch in rows])
     if recipe.gates:
         dsee.add_gates(model, heads=recipe.gates.heads, neurons=recipe.gates.neurons)
@@ -236,7 +243,7 @@ def preflight(setting: Setting) -> None:
         check_mask_rule(empty, mask_rule, shapes)
     schedule = schedule_of(setting)
     if schedule:
-        schedule.span(steps_of(setting.recipe.recover, setting.data.sizes["train"]))
+        schedule.span(steps_of(setting.recipe.recover, setting.data.sizes.get("train", 0)))
     if setting.recipe.cache_prefix:
         _check_prefix(setting, schedule)
 
@@ -255,12 +262,12 @@ def _check_prefix(setting: Setting, schedule: Gradual | None) -> None:
 
 def prune_total(setting: Setting) -> int:
     """Steps of the bar of :func:`prune`."""
-    return _calibration_batches(setting) + len(setting.parts["test"])
+    return _calibration_batches(setting) + questions(setting)
 
 
 def _calibration_batches(setting: Setting) -> int:
     spec = setting.recipe.prune
-    size = min(spec.calibration if spec else 0, len(setting.parts["train"]))
+    size = len(calibration_rows(setting, spec.calibration)) if spec else 0
     return -(-size // CALIBRATION_BATCH)
 
 
@@ -274,7 +281,8 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
     model = dsee.load(source, trainable=True)
 
     def calibration() -> Any:
-        for _, batch in batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, spec.calibration):
+        rows = calibration_rows(setting, spec.calibration)
+        for _, batch in batches(rows, setting.collate, CALIBRATION_BATCH):
             bar.advance()
             yield batch
 
@@ -286,9 +294,9 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
 
 def recover_total(setting: Setting) -> int:
     """Steps of the bar of :func:`recover`."""
-    spec, train = setting.recipe.recover, len(setting.parts["train"])
+    spec, train = setting.recipe.recover, train_size(setting)
     answers = train if spec.distill and not spec.distill.hidden else 0
-    return steps_of(spec, train) + answers + len(setting.parts["test"])
+    return steps_of(spec, train) + answers + questions(setting)
 
 
 def recover(setting: Setting, bar: Bar, source: Path, target: Path, tuned: Path) -> dict[str, Any]:
@@ -298,11 +306,11 @@ def recover(setting: Setting, bar: Bar, source: Path, target: Path, tuned: Path)
     spec = setting.recipe.recover
     model = dsee.load(source, trainable=True)
     teacher = dsee.load(tuned) if spec.distill else None
-    limit = setting.recipe.prune.calibration if setting.recipe.prune else None
+    limit = setting.recipe.prune.calibration if setting.recipe.prune else 0
 
     def calibration() -> Any:
         """Afresh for every choice of the schedule."""
-        return [batch for _, batch in batches(setting.parts["train"], setting.collate, CALIBRATION_BATCH, limit)]
+        return [batch for _, batch in batches(calibration_rows(setting, limit), setting.collate, CALIBRATION_BATCH)]
 
     schedule = schedule_of(setting, calibration)
     seed = setting.recipe.seed + 1
@@ -356,7 +364,5 @@ def export(setting: Setting, bar: Bar, source: Path, targets: dict[str, Path]) -
         def logits(batch: Any, runner: OnnxModel = onnx_model) -> Any:
             return runner.run({key: tensor.numpy() for key, tensor in batch.items()})
 
-        test = setting.parts["test"]
-        found = predict(logits, test, setting.collate, progress=bar.advance)
-        results[precision] = {"test": classification_metrics(found, test.labels)}
+        results[precision] = {"test": figures(setting, logits, bar.advance)}
     return results

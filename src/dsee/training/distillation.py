@@ -59,15 +59,18 @@ def distillation_loss(
     """Return the loss of a student that learns from labels and from a teacher.
 
     ``(1 - alpha) hard + alpha T^2 KL(softmax(teacher / T) || softmax(student / T)) + hidden x distance``. Logits of a
-    single column are a regression; there the soft loss is the mean squared difference. The distance of hidden states is
-    the squared difference over the teacher's mean square, a mean over the layers above the embeddings and over the
-    tokens that are not padding; cut models keep their hidden size, so layers match one to one.
+    single column are a regression; there the soft loss is the mean squared difference. Labels as wide as the logits are
+    several at once; there it is the mean over rows and labels of T^2 KL between the two answers, yes or no, to each.
+    The distance of hidden states is the squared difference over the teacher's mean square, a mean over the layers above
+    the embeddings and over the tokens that are not padding; cut models keep their hidden size, so layers match one to
+    one.
 
     Args:
         student: the student's output, or its logits, (batch, classes) or (batch, tokens, classes).
         teacher: the same of the teacher. No gradient reaches it.
-        labels: (batch,) or (batch, tokens); positions with -100 count in neither loss. The hard loss is the one in the
-            student's output if there is one, else cross entropy (mean square for a regression) with these.
+        labels: (batch,) or (batch, tokens), or (batch, classes) of 0 and 1; positions with -100 count in neither loss.
+            The hard loss is the one in the student's output if there is one, else cross entropy (mean square for a
+            regression) with these.
         distillation: temperature and weights; the defaults by default.
         attention_mask: (batch, tokens), 1 where a token is no padding; for the hidden states.
         causal: the logits of a token speak of the next token's label, as in a language model.
@@ -85,9 +88,11 @@ def distillation_loss(
             f"The teacher's logits have shape {tuple(theirs.shape)}, the student's {tuple(ours.shape)}: both have to "
             "answer the same batch and have the same classes."
         )
-    if labels is not None and labels.shape == ours.shape and ours.shape[-1] > 1:
-        raise InputError("Labels as wide as the logits (several classes at once) cannot be distilled yet.")
-    total = how.alpha * _soft(ours, theirs, labels, how.temperature, causal) if how.alpha else ours.new_zeros(())
+    several = labels is not None and labels.shape == ours.shape and ours.shape[-1] > 1
+    total = ours.new_zeros(())
+    if how.alpha:
+        soft = _soft_several(ours, theirs, how.temperature) if several else None
+        total = how.alpha * (_soft(ours, theirs, labels, how.temperature, causal) if soft is None else soft)
     if how.alpha < 1:
         total = total + (1 - how.alpha) * _hard(student, ours, labels, causal)
     if how.hidden:
@@ -134,10 +139,20 @@ def _soft(
     return divergence * temperature**2
 
 
+def _soft_several(ours: torch.Tensor, theirs: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Mean of T^2 KL(Bernoulli(teacher / T) || Bernoulli(student / T)) over rows and labels."""
+    student, teacher = ours / temperature, theirs.to(ours.device) / temperature
+    wanted = teacher.sigmoid()
+    binary = nn.functional.binary_cross_entropy_with_logits
+    return (binary(student, wanted) - binary(teacher, wanted)) * temperature**2
+
+
 def _hard(student: Any, logits: torch.Tensor, labels: torch.Tensor | None, causal: bool) -> torch.Tensor:
     loss = None if isinstance(student, torch.Tensor) else getattr(student, "loss", None)
     if isinstance(loss, torch.Tensor):
         return loss.float()
+    if labels is not None and labels.shape == logits.shape and logits.shape[-1] > 1:
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
     rows, targets, counted = _rows(logits, labels, causal)
     if targets is None:
         raise InputError("The hard loss needs labels, one for each row of the logits. Pass labels=, or set alpha=1.")

@@ -19,7 +19,9 @@ from dsee.errors import InputError
 from dsee.modes import evaluating
 from dsee.pruning import Gradual
 from dsee.tasks.encode import Encoded, predict
-from dsee.tasks.metrics import classification_metrics
+from dsee.tasks.kinds import measure
+from dsee.tasks.metrics import METRICS
+from dsee.tasks.stream import Streamed
 from dsee.training.distillation import Distillation
 from dsee.training.gradual import GradualCallback
 from dsee.training.prefix_cache import prefix_cache
@@ -56,7 +58,7 @@ def evaluate(model: Any, data: Encoded, collate: Any, progress: Any = None) -> d
         progress: called with the number of examples done.
     """
     with evaluating(model):
-        return classification_metrics(predict(torch_logits(model), data, collate, progress=progress), data.labels)
+        return measure(data.kind, predict(torch_logits(model), data, collate, progress=progress), data.labels)
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
@@ -92,36 +94,53 @@ def set_attention_dropout(model: nn.Module, p: float) -> None:
 
 
 class KeepBest(TrainerCallback):
-    """Evaluates after each epoch and remembers the trained numbers of the best one; they are few."""
+    """Evaluates after each epoch, or every so many steps, and remembers the best trained numbers; they are few."""
 
     def __init__(
-        self, data: Encoded, collate: Any, bar: Bar, patience: int | None, schedule: Gradual | None = None
+        self,
+        data: Encoded,
+        collate: Any,
+        bar: Bar,
+        spec: TrainSpec,
+        schedule: Gradual | None = None,
+        metric: str = "accuracy",
     ) -> None:
-        self.data, self.collate, self.bar, self.patience = data, collate, bar, patience
-        self.schedule = schedule
+        self.data, self.collate, self.bar, self.spec = data, collate, bar, spec
+        self.schedule, self.metric = schedule, metric
+        self.seen = 0
         self.best: dict[str, float] = {}
         self.state: dict[str, torch.Tensor] = {}
         self.log: list[dict[str, float]] = []
         self.since_best = 0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - Trainer's signature
-        """Move the bar."""
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002 - Trainer's signature
+        """Move the bar; evaluate if it is time."""
         self.bar.advance()
+        if self.spec.eval_steps is not None and state.global_step % self.spec.eval_steps == 0:
+            self._look(state, control, model)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002 - Trainer's signature
         """Evaluate; the earlier epoch wins a tie."""
+        if self.spec.eval_steps is None or state.global_step >= state.max_steps:
+            self._look(state, control, model)
+
+    def _look(self, state: Any, control: Any, model: Any) -> None:
+        if state.global_step == self.seen:
+            return
+        self.seen = state.global_step
         metrics = evaluate(model, self.data, self.collate)
         self.log.append(metrics)
-        self.bar.note(f"validation accuracy {metrics['accuracy']:.1f}")
+        judge = METRICS[self.metric]
+        self.bar.note(f"validation {judge.title} {judge.shown(metrics[self.metric])}")
         if self.schedule is not None and not self.schedule.done:
             # better, perhaps, but not the model that was asked for
             return
-        if not self.best or metrics["accuracy"] > self.best["accuracy"]:
+        if not self.best or judge.better(metrics[self.metric], self.best[self.metric]):
             self.best, self.since_best = metrics, 0
             self.state = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
         else:
             self.since_best += 1
-            if self.patience is not None and self.since_best >= self.patience:
+            if self.spec.patience is not None and self.since_best >= self.spec.patience:
                 control.should_training_stop = True
 
 
@@ -130,9 +149,9 @@ def steps_of(spec: TrainSpec, examples: int) -> int:
 
     Args:
         spec: the stage.
-        examples: training sentences.
+        examples: training sentences; of no matter if the stage says how many steps it takes.
     """
-    return spec.epochs * math.ceil(examples / spec.batch_size)
+    return spec.max_steps or spec.epochs * math.ceil(examples / spec.batch_size)
 
 
 def _taught(teacher: Any, data: Encoded, collate: Any, bar: Bar) -> Taught:
@@ -146,7 +165,7 @@ def _taught(teacher: Any, data: Encoded, collate: Any, bar: Bar) -> Taught:
 
 def fit(
     model: Any,
-    train: Encoded,
+    train: Encoded | Streamed,
     validation: Encoded,
     tokenizer: Any,
     spec: TrainSpec,
@@ -159,6 +178,7 @@ def fit(
     distillation: Distillation | None = None,
     schedule: Gradual | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    metric: str = "accuracy",
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
 
@@ -177,6 +197,7 @@ def fit(
         distillation: how.
         schedule: masks that grow on the way; only epochs at whose end its rule holds can be the best one.
         callbacks: more of Trainer's, called before the evaluation at the end of an epoch.
+        metric: the validation figure that chooses the epoch, see :data:`dsee.tasks.metrics.METRICS`.
 
     Returns:
         The callback, with the validation metrics of each epoch.
@@ -184,22 +205,24 @@ def fit(
     Raises:
         InputError: ``cache_prefix`` where the lower layers are not the same in every epoch.
     """
-    if cache_prefix and (schedule is not None or (distillation is not None and distillation.hidden)):
-        raise InputError(
-            "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
-            "Set cache_prefix: false."
-        )
-    parts, collate = [train, validation], DataCollatorWithPadding(tokenizer)
-    taught = _taught(teacher, train, collate, bar) if distillation is not None and not distillation.hidden else None
+    kept = None if isinstance(train, Streamed) else train
+    if cache_prefix:
+        _check_cacheable(kept, distillation, schedule)
+    parts: list[Any] = [train, validation]
+    collate: Any = DataCollatorWithPadding(tokenizer)
+    once = distillation is not None and not distillation.hidden
+    taught = _taught(teacher, kept, collate, bar) if once and kept is not None else None
     growing = [] if schedule is None else [GradualCallback(schedule)]
     with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
-        keeper = KeepBest(parts[1], collate, bar, spec.patience, schedule)
+        keeper = KeepBest(parts[1], collate, bar, spec, schedule, metric)
         rows = Taught(parts[0], taught.answers) if taught else parts[0]
         common = {"model": model, "callbacks": [*growing, *callbacks, keeper]}
         with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
             # a teacher's answers and the number of stored states are in the rows, and no arguments of the model
             plain = taught is None and not cache_prefix
-            arguments = _arguments(scratch, spec, len(train), seed, group_by_length, remove_unused_columns=plain)
+            steps = steps_of(spec, 0 if kept is None else len(kept))
+            grouped = group_by_length and kept is not None
+            arguments = _arguments(scratch, spec, steps, seed, grouped, remove_unused_columns=plain)
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
             # prints a line of its own for each log
             trainer.remove_callback(_printer())
@@ -210,15 +233,26 @@ def fit(
     return keeper
 
 
+def _check_cacheable(kept: Encoded | None, distillation: Distillation | None, schedule: Gradual | None) -> None:
+    if schedule is not None or (distillation is not None and distillation.hidden):
+        raise InputError(
+            "cache_prefix: a schedule of masks and distillation of hidden states need the lower layers in every step. "
+            "Set cache_prefix: false."
+        )
+    if kept is None:
+        raise InputError("cache_prefix: a stream is not kept, so neither is what becomes of it. Set it to false.")
+
+
 def _arguments(
-    scratch: str, spec: TrainSpec, examples: int, seed: int, group_by_length: bool, **more: Any
+    scratch: str, spec: TrainSpec, steps: int, seed: int, group_by_length: bool, **more: Any
 ) -> TrainingArguments:
     return TrainingArguments(
         output_dir=scratch,
         num_train_epochs=spec.epochs,
+        max_steps=spec.max_steps or -1,
         learning_rate=spec.learning_rate,
         per_device_train_batch_size=spec.batch_size,
-        warmup_steps=math.ceil(spec.warmup * steps_of(spec, examples)),
+        warmup_steps=math.ceil(spec.warmup * steps),
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         lr_scheduler_type="linear",

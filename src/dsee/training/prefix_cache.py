@@ -36,6 +36,7 @@ class CachedPart(Encoded):
             part: the examples.
             first: number of the first one.
         """
+        self.kind, self.long = part.kind, part.long
         self.features = [features | {ROW: first + i} for i, features in enumerate(part.features)]
 
 

@@ -25,6 +25,9 @@ class Progress(Protocol):
     def skipped(self, name: str) -> None:
         """Say that a stage was finished by an earlier run."""
 
+    def say(self, text: str) -> None:
+        """Say something about the work."""
+
 
 class _SilentBar:
     def advance(self, steps: int = 1) -> None:
@@ -44,4 +47,7 @@ class Silent:
         return nullcontext(_SilentBar())
 
     def skipped(self, name: str) -> None:
+        """See :class:`Progress`."""
+
+    def say(self, text: str) -> None:
         """See :class:`Progress`."""

@@ -51,7 +51,9 @@ class TrainSpec(Section):
         warmup: share of the steps.
         weight_decay: of AdamW; S2, biases and norms have none.
         max_grad_norm: gradient clipping.
-        patience: stop after so many epochs without a better validation accuracy; None runs all epochs.
+        patience: stop after so many evaluations without a better validation figure; None runs all epochs.
+        max_steps: steps instead of epochs; needed where the data are streamed.
+        eval_steps: evaluate every so many steps instead of after each epoch.
     """
 
     epochs: Positive = 3
@@ -64,6 +66,8 @@ class TrainSpec(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     patience: Positive | None = None
+    max_steps: Positive | None = None
+    eval_steps: Positive | None = None
 
 
 class DistillSpec(Section):
@@ -268,6 +272,7 @@ class Recipe(Section):
     Attributes:
         model: a folder, a hub name, or ``package:NAME/PATH``.
         data: files and columns.
+        metric: the validation figure that chooses the epoch and leads the report; None for the task's usual one.
         update: what is trained.
         gates: learned beside it while tuning, for the score "gate"; ``true`` for the defaults.
         tune: the first stage.
@@ -289,6 +294,7 @@ class Recipe(Section):
     model: str
     task: Literal["text-classification"] = "text-classification"
     data: DataSpec
+    metric: str | None = None
     update: UpdateSpec = UpdateSpec()
     gates: GatesSpec | None = None
     tune: TrainSpec = TrainSpec()
@@ -314,6 +320,14 @@ class Recipe(Section):
     @classmethod
     def _switch(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _end_of_a_stream(self) -> Recipe:
+        stages = {"tune": self.tune} | ({"recover": self.recover} if self.prune else {})
+        for name, stage in stages.items():
+            if self.data.streaming and stage.max_steps is None:
+                raise ValueError(f"data.streaming: nobody knows how long a stream is; set {name}.max_steps")
+        return self
 
     @model_validator(mode="after")
     def _gates_to_rank_by(self) -> Recipe:

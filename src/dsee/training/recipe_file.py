@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from dsee.errors import InputError, listed, nearest
 from dsee.training.recipe import Recipe
+
+#: How pydantic names the values that there are.
+QUOTED = r"'([^']*)'"
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -98,10 +102,12 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{name}: this key is required."
     message = str(problem["msg"]).removeprefix("Value error, ")
     found = problem.get("input")
-    shown = f" (found: {found!r})" if not isinstance(found, (dict, BaseModel)) else ""
+    shown = f" (found: {found!r})" if not isinstance(found, (dict, BaseModel, type(None))) else ""
+    if problem["type"] == "literal_error":
+        shown += f".{nearest(str(found), re.findall(QUOTED, problem['ctx']['expected']))}"
     if name.endswith(("amount", "prune.heads", "prune.neurons")):
         message = "a ratio lies strictly between 0 and 1, a count is a whole number from 1"
-    return f"{name}: {message}{shown}"
+    return f"{name}: {message}{shown}" if name else f"{message}{shown}"
 
 
 def _is_branch(part: Any) -> bool:

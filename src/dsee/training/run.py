@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dsee.errors import InputError
 from dsee.measure.hardware import hardware
+from dsee.tasks.bad_rows import in_short
 from dsee.training import chain
+from dsee.training.answers import questions, submit
 from dsee.training.measuring import measure
 from dsee.training.progress import Bar, Progress, Silent
 from dsee.training.recipe import PruneSpec, Recipe
@@ -17,7 +20,10 @@ from dsee.training.setting import Setting
 from dsee.training.stage import StageRecord, fingerprint
 
 #: Keys of the recipe that decide what tuning finds.
-TUNED_BY = {"model", "update", "tune", "base_dropout", "attention_dropout", "group_by_length", "cache_prefix", "gates"}
+TUNED_BY = {
+    *("model", "metric", "update", "tune", "gates"),
+    *("base_dropout", "attention_dropout", "group_by_length", "cache_prefix"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class RunResult:
         variants: row name -> folder, as measured.
         sizes: sentences of each part, by name.
         hardware: what it was measured on.
+        metrics: the figures of the task, the one that chose the epochs first.
+        notes: what there is to say of the data: rows left out, texts cut.
+        predictions: files for GLUE's server.
     """
 
     output: Path
@@ -37,6 +46,9 @@ class RunResult:
     variants: dict[str, Path]
     sizes: dict[str, int]
     hardware: dict[str, Any]
+    metrics: tuple[str, ...] = ("accuracy",)
+    notes: list[str] = field(default_factory=list)
+    predictions: list[Path] = field(default_factory=list)
 
 
 class _Runner:
@@ -86,7 +98,8 @@ def run(
         fresh: run all stages again, finished or not.
 
     Returns:
-        What came out. The folder then holds ``model/`` (artifact), ``onnx-fp32/``, ``onnx-int8/`` and ``stages/``.
+        What came out. The folder then holds ``model/`` (artifact), ``onnx-fp32/``, ``onnx-int8/``, ``stages/``, and
+        for a task of GLUE ``glue/``.
 
     Raises:
         DseeError: one clear reason; finished stages stay finished.
@@ -96,11 +109,11 @@ def run(
     chain.preflight(setting)
     _claim(target)
     stages = target / "stages"
-    runner = _Runner(setting, progress or Silent(), fresh)
+    progress, metrics = progress or Silent(), setting.metrics
+    for note in in_short(setting.notes):
+        progress.say(note)
+    runner = _Runner(setting, progress, fresh)
     tuned, model = stages / "tuned", target / "model"
-
-    def test() -> int:
-        return len(setting.parts["test"])
 
     runner.stage(
         "tune",
@@ -114,20 +127,45 @@ def run(
         last = _prune_and_recover(runner, recipe.prune, tuned)
         found = {"pruned": stages / "pruned"} if "prune" in runner.results else {}
         variants |= found | {"recovered": model}
-    runner.stage("merge", None, [model], test, lambda bar: chain.merge(setting, bar, last, model))
+    runner.stage(
+        "merge", None, [model], partial(questions, setting), lambda bar: chain.merge(setting, bar, last, model)
+    )
     exports: dict[str, Path] = {name: target / f"onnx-{name}" for name in dict.fromkeys(recipe.export.onnx)}
     if exports:
         runner.stage(
             "export",
             list(exports),
             list(exports.values()),
-            lambda: len(exports) * test(),
+            lambda: len(exports) * questions(setting),
             lambda bar: chain.export(setting, bar, model, exports),
         )
         variants |= {f"ONNX {precision}": folder for precision, folder in exports.items()}
     shape = recipe.measure.model_dump()
     runner.stage("measure", [shape, hardware()], [], lambda: len(variants), lambda bar: measure(setting, bar, variants))
-    return RunResult(target, runner.results, variants, setting.data.sizes, hardware())
+    predictions = _submit(runner, model, target)
+    facts: Any = {"metrics": metrics, "notes": _notes(runner), "predictions": predictions}
+    return RunResult(target, runner.results, variants, setting.sizes, hardware(), **facts)
+
+
+def _notes(runner: _Runner) -> list[str]:
+    """What there is to say of the data; of a stream, what the stages found that read it."""
+    found = [note for result in runner.results.values() for note in result.get("stream", [])]
+    return list(dict.fromkeys([*runner.setting.notes, *found]))
+
+
+def _submit(runner: _Runner, model: Path, target: Path) -> list[Path]:
+    """Answer the parts without labels, if the task has some; return the files."""
+    wanted = runner.setting.data.unlabelled
+    files = {name: target / "glue" / f"{name}.tsv" for name in wanted}
+    if files:
+        runner.stage(
+            "submit",
+            list(files),
+            list(files.values()),
+            lambda: sum(len(part) for part in wanted.values()),
+            lambda bar: submit(runner.setting, bar, model, files),
+        )
+    return list(files.values())
 
 
 def _prune_and_recover(runner: _Runner, spec: PruneSpec, tuned: Path) -> Path:
@@ -161,6 +199,7 @@ def _claim(target: Path) -> None:
     ours = {
         "stages",
         "model",
+        "glue",
         "onnx-fp32",
         "onnx-int8",
         "report.json",

@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from dsee.errors import InputError
+from dsee.tasks.bad_rows import RowError, below
 from dsee.tasks.encode import Encoded
-from dsee.tasks.places import PACKAGE, existing_file, locate
-from dsee.tasks.text import TextData, load_text_data
+from dsee.tasks.glue_tasks import GLUE
+from dsee.tasks.kinds import KINDS, shown_metrics
+from dsee.tasks.open import data_files
+from dsee.tasks.places import PACKAGE, locate
+from dsee.tasks.rows import LINE, SOURCE
+from dsee.tasks.stream import Streamed
+from dsee.tasks.text import Stream, TextData, load_text_data
 from dsee.training.recipe import Recipe
 from dsee.training.stage import content_of
 
@@ -55,10 +61,77 @@ class Setting:
         return _from_hub(AutoTokenizer, self.model_source)
 
     @cached_property
-    def parts(self) -> dict[str, Encoded]:
-        """The parts as token ids: "train", "validation", "test"."""
-        names = ("train", "validation", "test")
-        return {n: Encoded(getattr(self.data, n), self.tokenizer, self.recipe.max_length) for n in names}
+    def metrics(self) -> tuple[str, ...]:
+        """The figures that the report shows; the first one chooses the epoch."""
+        usual = GLUE[self.recipe.data.glue].metrics if self.recipe.data.glue else None
+        return shown_metrics(self.data.kind, self.recipe.metric, usual, len(self.data.labels))
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """The parts as token ids: "train" (a :class:`Streamed` if the recipe wants that), "validation", "test".
+
+        Raises:
+            InputError: texts that are too long, where the recipe has that as an error.
+        """
+        parts: dict[str, Any] = {}
+        for name in ("train", "validation", "test"):
+            part = getattr(self.data, name)
+            parts[name] = self._streamed(part) if isinstance(part, Stream) else self._encoded(name, part)
+        self.data.bad.check()
+        return parts
+
+    @cached_property
+    def also(self) -> dict[str, Encoded]:
+        """Further parts to report on, by the ending of their figures' names."""
+        return {name: self._encoded(name, part) for name, part in self.data.also.items()}
+
+    def answers_wanted(self, name: str) -> Encoded:
+        """Return a part without labels as token ids; none of its rows is ever left out.
+
+        Args:
+            name: that of its file of predictions.
+        """
+        part = self.data.unlabelled[name]
+        return Encoded(part, self.tokenizer, self.recipe.max_length, kind=self.data.kind)
+
+    def _encoded(self, name: str, part: Any) -> Encoded:
+        """Tokenize, and say what became of long texts."""
+        policy, limit = self.recipe.data.too_long, self.recipe.max_length
+        found = Encoded(part, self.tokenizer, limit, kind=self.data.kind, skip_long=policy != "truncate")
+        verb = "truncated" if policy == "truncate" else "left out"
+        if found.long and policy != "error":
+            self.data.notes.append(f"{verb} {len(found.long)} of {len(part)} texts over {limit} tokens: {name}")
+        if policy == "truncate":
+            return found
+        rows = {position: part[position] for position in found.long}
+        places = {position: self.data.places[row[SOURCE]](row[LINE]) for position, row in rows.items()}
+        if policy == "error":
+            for position, place in places.items():
+                reason = f"{found.long[position]} tokens, and max_length is {limit}."
+                self.data.bad.add(place, RowError("too long", reason))
+        else:
+            lines = [f"{place}: {found.long[position]} tokens" for position, place in places.items()]
+            self.data.notes.extend(below(lines, len(lines)))
+        if not len(found):
+            self.data.bad.check()
+            raise InputError(f"data.too_long: no row of the {name} part has {limit} tokens or fewer.")
+        return found
+
+    def _streamed(self, part: Stream) -> Streamed:
+        recipe = self.recipe
+        return Streamed(part, self.tokenizer, recipe.max_length, recipe.seed)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sentences of each part that is used; nobody knows how many a stream has."""
+        return {name: len(part) for name, part in self.parts.items() if not isinstance(part, Streamed)}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a report has to say of the data."""
+        # tokenizing is what finds long texts
+        _ = self.parts
+        return [*self.data.notes, *self.data.bad.notes]
 
     @cached_property
     def collate(self) -> Any:
@@ -70,8 +143,7 @@ class Setting:
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """Content of everything outside the recipe that the results depend on."""
-        spec = self.recipe.data
-        files = [existing_file(r, self.base) for r in (spec.train, spec.validation, spec.test) if r is not None]
+        files = data_files(self.recipe.data, self.base)
         return {"model": content_of(Path(self.model_source)), "data": [content_of(path) for path in files]}
 
     def empty_model(self) -> Any:
@@ -93,14 +165,15 @@ class Setting:
         Raises:
             InputError: the model cannot be loaded.
         """
-        from transformers import AutoModelForSequenceClassification
+        from transformers import AutoConfig, AutoModelForSequenceClassification
 
         labels = self.data.labels
-        named = {
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
-        return _from_hub(AutoModelForSequenceClassification, self.model_source, num_labels=len(labels), **named)
+        config = _from_hub(AutoConfig, self.model_source)
+        # first of all: one label is no classification, which a folder may say it is
+        config.problem_type = KINDS[self.data.kind].problem_type
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+        return _from_hub(AutoModelForSequenceClassification, self.model_source, config=config)
 
 
 def _from_hub(auto_class: Any, source: str, **kwargs: Any) -> Any:

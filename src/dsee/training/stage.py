@@ -52,14 +52,15 @@ class StageRecord:
         """Return what the stage found, or None if it has to be run (again).
 
         Args:
-            artifacts: folders the stage wrote; a damaged one counts as missing.
+            artifacts: folders and files the stage wrote; a damaged folder counts as missing.
         """
         try:
             stored = json.loads(self.path.read_text(encoding="utf-8"))
             if stored["key"] != self.key:
                 return None
-            for folder in artifacts:
-                verify(folder)
+            for path in artifacts:
+                if not path.is_file():
+                    verify(path)
             results: dict[str, Any] = stored["results"]
         except (OSError, ValueError, KeyError, TypeError, ArtifactError):
             return None

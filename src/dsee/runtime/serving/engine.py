@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dsee.errors import InputError
+from dsee.runtime.answers import Choice, answer
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,6 @@ class Prompt:
 
     text: str
     max_new_tokens: int
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The answer to a question: the likeliest label, its probability, and all probabilities by label."""
-
-    label: str
-    score: float
-    scores: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,7 @@ class Engine:
             if places:
                 pairs = [str(items[i].pair) for i in places] if paired else None
                 for place, row in zip(places, self.model.logits([items[i].text for i in places], pairs), strict=True):
-                    answers[place] = self._choice(softmax(row))
+                    answers[place] = answer(self.model.kind, self.labels, row)
         return [answers[i] for i in range(len(items))]
 
     def generate(self, items: list[Prompt]) -> list[Continuation]:
@@ -128,18 +120,3 @@ class Engine:
             items: questions or prompts, by :attr:`task`.
         """
         return self.generate(items) if self.task == "generate" else self.classify(items)
-
-    def _choice(self, probabilities: Any) -> Choice:
-        scores = {label: round(float(p), 6) for label, p in zip(self.labels, probabilities, strict=True)}
-        best = int(np.argmax(probabilities))
-        return Choice(self.labels[best], scores[self.labels[best]], scores)
-
-
-def softmax(logits: Any) -> Any:
-    """Return probabilities along the last axis.
-
-    Args:
-        logits: (..., labels).
-    """
-    shifted = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
