@@ -39,7 +39,11 @@ def test_a_pages_code_runs(page, tmp_path, monkeypatch):
             registry.update(content)
 
 
-RECIPES = [text for page in ("recipes", "recovery", "tasks") for text in blocks(ROOT / "docs" / f"{page}.md", "yaml")]
+RECIPES = [
+    text
+    for page in ("recipes", "recovery", "tasks", "generation")
+    for text in blocks(ROOT / "docs" / f"{page}.md", "yaml")
+]
 
 
 @pytest.mark.parametrize("number", range(len(RECIPES)))

@@ -118,10 +118,15 @@ def test_a_missing_extra_is_named(dsee_command, results, monkeypatch):
     assert "pip install 'dsee[serve]'" in err
 
 
-def test_predict_refuses_a_model_that_writes(dsee_command, tmp_path):
+def test_predict_writes_with_a_model_that_writes(dsee_command, tmp_path):
     from behaviours.families import ALL
 
     folder = dsee.save(ALL["gpt2"].base(), tmp_path / "gpt2", tokenizer=tiny_tokenizer())
-    code, out, err = dsee_command("predict", folder, "good film")
-    assert (code, out) == (2, "")
-    assert "generates text and chooses no label" in err
+    code, out, _ = dsee_command("predict", folder, "--json", "--max-new-tokens", "3", "good film", "bad")
+    assert code == 0
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["prompt"] for answer in answers] == ["good film", "bad"]
+    from dsee.runtime.opened import open_model
+
+    model = open_model(folder)
+    assert answers[1]["text"] == model.decode(model.generate(["bad"], 3)[0])

@@ -59,21 +59,20 @@ def test_the_best_epoch_is_one_whose_masks_are_whole(tmp_path, model_folder):
     from types import SimpleNamespace
 
     from dsee.training.fit import KeepBest
+    from dsee.training.recipe import TrainSpec
 
     schedule = SimpleNamespace(done=False)
-    keeper = KeepBest(data=None, collate=None, bar=SimpleNamespace(note=lambda _: None), patience=1, schedule=schedule)
-    model, control = torch.nn.Linear(2, 2), SimpleNamespace(should_training_stop=False)
     figures = iter([90.0, 80.0, 85.0, 70.0])
-    import dsee.training.fit as fit
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "evaluate", lambda *_: {"accuracy": next(figures)})
-        for done in (False, True, True):
-            schedule.done = done
-            keeper.on_epoch_end(None, None, control, model=model)
-            assert not control.should_training_stop
-        assert keeper.best == {"accuracy": 85.0}
-        keeper.on_epoch_end(None, None, control, model=model)
+    keeper = KeepBest(
+        lambda _: {"accuracy": next(figures)}, SimpleNamespace(note=lambda _: None), TrainSpec(patience=1), schedule
+    )
+    model, control = torch.nn.Linear(2, 2), SimpleNamespace(should_training_stop=False)
+    for step, done in enumerate((False, True, True), 1):
+        schedule.done = done
+        keeper.on_epoch_end(None, SimpleNamespace(global_step=step, max_steps=4), control, model=model)
+        assert not control.should_training_stop
+    assert keeper.best == {"accuracy": 85.0}
+    keeper.on_epoch_end(None, SimpleNamespace(global_step=4, max_steps=4), control, model=model)
     assert control.should_training_stop
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,9 @@ def predict(
     folder: Annotated[
         Path, typer.Argument(help="An artifact, an ONNX folder, or the folder of a run.", metavar="FOLDER")
     ],
-    texts: Annotated[list[str] | None, typer.Argument(help="Sentences to classify.", metavar="[TEXT]...")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Sentences to classify, or prompts.", metavar="[TEXT]...")
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -29,10 +31,16 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Sentences at a time.", min=1)] = 32,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line, with all probabilities.")
+        bool, typer.Option("--json", help="Print one JSON object a line, with all probabilities or the whole text.")
     ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest text of a model that writes, in tokens.", min=1)
+    ] = None,
 ) -> None:
-    """Classify sentences. Prints label, probability and sentence, separated by tabs.
+    """Classify sentences, or write after prompts.
+
+    Prints label, probability and sentence, separated by tabs. A model that writes is asked as it was trained, with its
+    beams; it prints one text a line, line breaks inside it as blanks.
 
     Where several labels may hold at once, prints all that are more likely than not, "-" if none is; of a regression the
     number.
@@ -44,12 +52,22 @@ def predict(
 
     sentences = _sentences(texts or [], file, column)
     pairs = None if pair_column is None else _pairs(file, pair_column)
-    kind, labels, logits = _model(artifact_in(folder))
+    where = artifact_in(folder)
+    model = _model(where)
+    if model.generates:
+        if pairs is not None:
+            raise InputError("--pair-column: this model writes texts and knows no pairs.")
+        from dsee.cli.answers import print_texts
+
+        print_texts(where, model, sentences, batch_size=batch_size, longest=max_new_tokens, as_json=as_json)
+        return
+    if max_new_tokens is not None:
+        raise InputError("--max-new-tokens: this model chooses a label and writes nothing.")
     for start in range(0, len(sentences), batch_size):
         chunk = sentences[start : start + batch_size]
         second = pairs and pairs[start : start + batch_size]
-        for text, row in zip(chunk, logits(chunk, second), strict=True):
-            found = answer(kind, labels, row)
+        for text, row in zip(chunk, model.logits(chunk, second), strict=True):
+            found = answer(model.kind, model.labels, row)
             if as_json:
                 said = {"text": text, "label": found.label, "scores": found.scores}
                 typer.echo(json.dumps(said, ensure_ascii=False))
@@ -92,15 +110,12 @@ def _from_file(path: Path, column: str, option: str = "--column") -> Iterator[st
         yield line
 
 
-def _model(folder: Path) -> tuple[str, list[str], Callable[[list[str], list[str] | None], Any]]:
-    """The kind of task, labels and a function from sentences to logits."""
+def _model(folder: Path) -> Any:
+    """The opened folder, with torch only if it takes torch."""
     from dsee.runtime.opened import is_onnx, open_model
 
     if not is_onnx(folder):
         from dsee.cli.terminal import quiet_libraries
 
         quiet_libraries()
-    model = open_model(folder)
-    if model.generates:
-        raise InputError(f"{folder} holds a model that generates text and chooses no label. Use dsee serve.")
-    return model.kind, model.labels, model.logits
+    return open_model(folder)

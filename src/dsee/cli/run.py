@@ -61,6 +61,12 @@ def carry_out(recipe: Recipe, base: Path, output: Path | None, fresh: bool) -> N
     except KeyboardInterrupt as stop:
         # typer would end the process without a word
         raise StoppedError("stopped. Finished stages are kept: the same command goes on from the last one.") from stop
+    if recipe.writes:
+        from dsee.report.generation import text_table, write_text_report
+
+        table = text_table(write_text_report(result, recipe))
+        terminal.cells(*table).print(f"written to {result.output}", highlight=False)
+        return
     rows = write_report(result, recipe, result.sizes)
     terminal.table(rows, result.output)
     for path in result.predictions:

@@ -56,6 +56,8 @@ METRICS = {
     "pearson": Metric("Pearson"),
     "spearman": Metric("Spearman"),
     "mse": Metric("mean squared error", digits=4, higher=False),
+    "loss": Metric("loss", digits=4, higher=False),
+    "perplexity": Metric("perplexity", digits=2, higher=False),
     "accuracy_mm": Metric("accuracy, mismatched", "%"),
 }
 

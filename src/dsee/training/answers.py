@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dsee.tasks.encode import Encoded, predict
+from dsee.tasks.generation import EncodedText
 from dsee.tasks.glue import write_submission
 from dsee.tasks.glue_tasks import GLUE
 from dsee.tasks.kinds import measure
@@ -39,7 +40,7 @@ def train_size(setting: Setting) -> int:
     return 0 if isinstance(train, Streamed) else len(train)
 
 
-def calibration_rows(setting: Setting, limit: int) -> Encoded:
+def calibration_rows(setting: Setting, limit: int) -> Any:
     """Return the first sentences of the training part, for scores that look at data.
 
     Args:
@@ -47,7 +48,7 @@ def calibration_rows(setting: Setting, limit: int) -> Encoded:
         limit: how many.
     """
     train = setting.parts["train"]
-    if isinstance(train, Streamed):
+    if isinstance(train, Streamed | EncodedText):
         return train.head(limit)
     return Encoded.of(train.features[:limit], train.kind)
 
@@ -60,6 +61,8 @@ def figures(setting: Setting, logits: Logits, progress: Callable[[int], None]) -
         logits: the model, from a batch to its logits.
         progress: called with the number of sentences done since the last call.
     """
+    if setting.writing:
+        return setting.writing.loss(logits, "test", progress)
 
     def of(part: Encoded) -> Figures:
         return measure(part.kind, predict(logits, part, setting.collate, progress=progress), part.labels)

@@ -42,7 +42,7 @@ from dsee.training.fit import fit, set_attention_dropout, set_dropout, steps_of,
 from dsee.training.gates import GateCallback
 from dsee.training.prefix_cache import frozen_prefix
 from dsee.training.progress import Bar
-from dsee.training.recipe import RecoverSpec, TrainSpec, UpdateSpec
+from dsee.training.recipe import Recipe, RecoverSpec, TrainSpec, UpdateSpec
 from dsee.training.setting import Setting
 from dsee.update import DseeConfig
 
@@ -81,6 +81,7 @@ def _fit_and_test(
         schedule=schedule,
         callbacks=[GateCallback(setting.recipe.gates.strength)] if setting.recipe.gates and has_gates(model) else [],
         metric=setting.metrics[0],
+        objective=setting.writing.objective() if setting.writing else None,
     )
     facts: dict[str, Any] = {
         "epochs": len(keeper.log),
@@ -122,8 +123,9 @@ def _zeros(model: Any) -> dict[str, Any]:
     return {"zeros": 1 - sum(int(mask.sum()) for mask in masks) / weights} if weights else {}
 
 
-def _config(seed: int, update: UpdateSpec) -> DseeConfig:
-    return DseeConfig(task_type="SEQ_CLS", seed=seed, **update.model_dump())
+def _config(recipe: Recipe, update: UpdateSpec) -> DseeConfig:
+    kind = "CAUSAL_LM" if recipe.writes else "SEQ_CLS"
+    return DseeConfig(task_type=kind, seed=recipe.seed, **update.model_dump())
 
 
 def _set_dropouts(setting: Setting, model: Any) -> None:
@@ -148,7 +150,7 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
 
     recipe = setting.recipe
     set_seed(recipe.seed)
-    config = _config(recipe.seed, recipe.update)
+    config = _config(recipe, recipe.update)
     model = get_peft_model(setting.new_model(), config)
     if needs_gradient(config.support):
         rows = batches(calibration_rows(setting, SUPPORT_SENTENCES), setting.collate, CALIBRATION_BATCH)
@@ -236,6 +238,8 @@ def preflight(setting: Setting) -> None:
     """
     empty = setting.empty_model()
     layers(empty)
+    if setting.writing:
+        setting.writing.check(empty)
     # any score will do to see whether the amount can be met
     plans = [_planned(empty, rule) for rule in rules_of(setting)]
     shapes = shapes_after(empty, plans)
@@ -243,7 +247,7 @@ def preflight(setting: Setting) -> None:
         check_mask_rule(empty, mask_rule, shapes)
     schedule = schedule_of(setting)
     if schedule:
-        schedule.span(steps_of(setting.recipe.recover, setting.data.sizes.get("train", 0)))
+        schedule.span(steps_of(setting.recipe.recover, train_size(setting)))
     if setting.recipe.cache_prefix:
         _check_prefix(setting, schedule)
 
@@ -255,7 +259,7 @@ def _check_prefix(setting: Setting, schedule: Gradual | None) -> None:
         raise InputError("cache_prefix: a schedule or gates change the lower layers too. Set cache_prefix: false.")
     # the smallest update on the same layers: the support needs weights to be searched in
     wanted = setting.recipe.update.model_copy(update={"r": 1, "n_sparse": 0, "support": "random"})
-    model = get_peft_model(setting.empty_model(), _config(setting.recipe.seed, wanted))
+    model = get_peft_model(setting.empty_model(), _config(setting.recipe, wanted))
     _set_dropouts(setting, model)
     frozen_prefix(model)
 
@@ -295,7 +299,7 @@ def prune(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
 def recover_total(setting: Setting) -> int:
     """Steps of the bar of :func:`recover`."""
     spec, train = setting.recipe.recover, train_size(setting)
-    answers = train if spec.distill and not spec.distill.hidden else 0
+    answers = train if spec.distill and not spec.distill.hidden and not setting.writing else 0
     return steps_of(spec, train) + answers + questions(setting)
 
 
@@ -338,7 +342,8 @@ def merge(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
         else:
             warnings.warn(warning.message, stacklevel=2)
     results = _tested(setting, model, bar) | ({"said": said} if said else {})
-    dsee.save(model, target, tokenizer=setting.tokenizer, facts={"test": results["test"]})
+    facts = {"test": results["test"]} | (setting.writing.facts() if setting.writing else {})
+    dsee.save(model, target, tokenizer=setting.tokenizer, facts=facts)
     return results
 
 

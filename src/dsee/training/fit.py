@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +31,21 @@ from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
 from dsee.training.teacher import DistillationTrainer, Taught, collate_taught
 from dsee.update.groups import parameter_groups
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What tuning works towards, where that is not a figure of labels.
+
+    Attributes:
+        evaluate: from a model to its figures on the validation part.
+        collate: makes a padded batch.
+        label_smoothing: share of the target's probability that is spread over all.
+    """
+
+    evaluate: Callable[[Any], dict[str, float]]
+    collate: Callable[[list[dict[str, Any]]], Any]
+    label_smoothing: float = 0.0
 
 
 def torch_logits(model: Any) -> Any:
@@ -98,14 +115,13 @@ class KeepBest(TrainerCallback):
 
     def __init__(
         self,
-        data: Encoded,
-        collate: Any,
+        evaluate: Callable[[Any], dict[str, float]],
         bar: Bar,
         spec: TrainSpec,
         schedule: Gradual | None = None,
         metric: str = "accuracy",
     ) -> None:
-        self.data, self.collate, self.bar, self.spec = data, collate, bar, spec
+        self.evaluate, self.bar, self.spec = evaluate, bar, spec
         self.schedule, self.metric = schedule, metric
         self.seen = 0
         self.best: dict[str, float] = {}
@@ -128,7 +144,7 @@ class KeepBest(TrainerCallback):
         if state.global_step == self.seen:
             return
         self.seen = state.global_step
-        metrics = evaluate(model, self.data, self.collate)
+        metrics = self.evaluate(model)
         self.log.append(metrics)
         judge = METRICS[self.metric]
         self.bar.note(f"validation {judge.title} {judge.shown(metrics[self.metric])}")
@@ -165,8 +181,8 @@ def _taught(teacher: Any, data: Encoded, collate: Any, bar: Bar) -> Taught:
 
 def fit(
     model: Any,
-    train: Encoded | Streamed,
-    validation: Encoded,
+    train: Any,
+    validation: Any,
     tokenizer: Any,
     spec: TrainSpec,
     *,
@@ -179,6 +195,7 @@ def fit(
     schedule: Gradual | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     metric: str = "accuracy",
+    objective: Objective | None = None,
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
 
@@ -198,6 +215,7 @@ def fit(
         schedule: masks that grow on the way; only epochs at whose end its rule holds can be the best one.
         callbacks: more of Trainer's, called before the evaluation at the end of an epoch.
         metric: the validation figure that chooses the epoch, see :data:`dsee.tasks.metrics.METRICS`.
+        objective: how that figure is found, if not from the logits of labels.
 
     Returns:
         The callback, with the validation metrics of each epoch.
@@ -208,23 +226,23 @@ def fit(
     kept = None if isinstance(train, Streamed) else train
     if cache_prefix:
         _check_cacheable(kept, distillation, schedule)
-    parts: list[Any] = [train, validation]
-    collate: Any = DataCollatorWithPadding(tokenizer)
-    once = distillation is not None and not distillation.hidden
+    parts, collate = [train, validation], objective.collate if objective else DataCollatorWithPadding(tokenizer)
+    # the answers of a model that writes, a row of the vocabulary for every token, would fill any memory
+    once = distillation is not None and not distillation.hidden and objective is None
     taught = _taught(teacher, kept, collate, bar) if once and kept is not None else None
     growing = [] if schedule is None else [GradualCallback(schedule)]
     with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
-        keeper = KeepBest(parts[1], collate, bar, spec, schedule, metric)
+        look = objective.evaluate if objective else partial(evaluate, data=parts[1], collate=collate)
+        keeper = KeepBest(look, bar, spec, schedule, metric)
         rows = Taught(parts[0], taught.answers) if taught else parts[0]
         common = {"model": model, "callbacks": [*growing, *callbacks, keeper]}
         with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
             # a teacher's answers and the number of stored states are in the rows, and no arguments of the model
-            plain = taught is None and not cache_prefix
+            more: dict[str, Any] = {"remove_unused_columns": taught is None and not cache_prefix}
+            more["label_smoothing_factor"] = objective.label_smoothing if objective else 0.0
             steps = steps_of(spec, 0 if kept is None else len(kept))
-            grouped = group_by_length and kept is not None
-            arguments = _arguments(scratch, spec, steps, seed, grouped, remove_unused_columns=plain)
+            arguments = _arguments(scratch, spec, steps, seed, group_by_length and kept is not None, **more)
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
-            # prints a line of its own for each log
             trainer.remove_callback(_printer())
             set_seed(seed)
             trainer.train()
@@ -301,6 +319,7 @@ def _trainer(
 
 
 def _printer() -> Any:
+    """What prints a line of its own for each log."""
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback

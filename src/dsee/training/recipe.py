@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dsee.pruning.gates import STRENGTH
+from dsee.tasks.generation.spec import KINDS, GenerationSpec, check_keys
 from dsee.tasks.spec import DataSpec
 from dsee.training.distillation import Distillation
 from dsee.training.schedule_spec import ScheduleSpec
@@ -271,7 +272,10 @@ class Recipe(Section):
 
     Attributes:
         model: a folder, a hub name, or ``package:NAME/PATH``.
+        gguf_file: name of a GGUF file in ``model``, whose weights are then dequantised.
+        task: what the model learns: to choose a label, or to write.
         data: files and columns.
+        generation: columns, decoding and scoring of a model that writes.
         metric: the validation figure that chooses the epoch and leads the report; None for the task's usual one.
         update: what is trained.
         gates: learned beside it while tuning, for the score "gate"; ``true`` for the defaults.
@@ -292,8 +296,10 @@ class Recipe(Section):
     """
 
     model: str
-    task: Literal["text-classification"] = "text-classification"
+    gguf_file: str | None = None
+    task: Literal["text-classification", "data-to-text", "instruction", "language-modelling"] = "text-classification"
     data: DataSpec
+    generation: GenerationSpec = GenerationSpec()
     metric: str | None = None
     update: UpdateSpec = UpdateSpec()
     gates: GatesSpec | None = None
@@ -309,6 +315,23 @@ class Recipe(Section):
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     group_by_length: bool = True
     cache_prefix: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model learns to write instead of choosing a label."""
+        return self.task in KINDS
+
+    @model_validator(mode="after")
+    def _keys_of_the_task(self) -> Recipe:
+        if self.writes:
+            check_keys(self.task, self.data, self.metric)
+        elif self.gguf_file is not None:
+            raise ValueError(
+                f"gguf_file: such files hold models that write; name a task of writing ({', '.join(KINDS)})"
+            )
+        elif "generation" in self.model_fields_set:
+            raise ValueError(f"generation: is for tasks of writing ({', '.join(KINDS)}); name one as task")
+        return self
 
     @model_validator(mode="after")
     def _someone_to_teach(self) -> Recipe:

@@ -58,6 +58,11 @@ class _Runner:
         self.setting, self.progress, self.fresh = setting, progress, fresh
         recipe = setting.recipe
         self.key = fingerprint(recipe.task, recipe.data.model_dump(), recipe.seed, recipe.max_length, setting.inputs)
+        if recipe.writes:
+            # how texts are written and scored comes later, in a stage of its own
+            learned = recipe.generation.model_dump(exclude={"decoding", "metrics"})
+            self.key = fingerprint(self.key, learned, recipe.gguf_file)
+        self.keys: dict[str, str] = {}
         self.results: dict[str, dict[str, Any]] = {}
 
     def stage(
@@ -67,9 +72,15 @@ class _Runner:
         artifacts: list[Path],
         total: Callable[[], int],
         work: Callable[[Bar], dict[str, Any]],
+        *,
+        after: str | None = None,
     ) -> None:
-        self.key = fingerprint(self.key, name, depends)
-        kept = StageRecord(self.setting.output, name, self.key)
+        # what follows from an earlier stage alone does not change with those between, nor do later ones with it
+        key = fingerprint(self.keys[after] if after else self.key, name, depends)
+        if after is None:
+            self.key = key
+        self.keys[name] = key
+        kept = StageRecord(self.setting.output, name, key)
         found = None if self.fresh else kept.results(artifacts)
         if found is not None:
             self.progress.skipped(name)
@@ -140,6 +151,8 @@ def run(
             lambda bar: chain.export(setting, bar, model, exports),
         )
         variants |= {f"ONNX {precision}": folder for precision, folder in exports.items()}
+    if recipe.writes and recipe.task != "language-modelling":
+        _write(runner, variants)
     shape = recipe.measure.model_dump()
     runner.stage("measure", [shape, hardware()], [], lambda: len(variants), lambda bar: measure(setting, bar, variants))
     predictions = _submit(runner, model, target)
@@ -155,7 +168,7 @@ def _notes(runner: _Runner) -> list[str]:
 
 def _submit(runner: _Runner, model: Path, target: Path) -> list[Path]:
     """Answer the parts without labels, if the task has some; return the files."""
-    wanted = runner.setting.data.unlabelled
+    wanted = {} if runner.setting.writing else runner.setting.data.unlabelled
     files = {name: target / "glue" / f"{name}.tsv" for name in wanted}
     if files:
         runner.stage(
@@ -190,6 +203,27 @@ def _prune_and_recover(runner: _Runner, spec: PruneSpec, tuned: Path) -> Path:
         lambda bar: chain.recover(setting, bar, source, recovered, tuned),
     )
     return recovered
+
+
+def _write(runner: _Runner, variants: dict[str, Path]) -> None:
+    """Let every variant write for the test part; a stage each, since with beams that takes long."""
+    setting, writing = runner.setting, runner.setting.writing
+    assert writing is not None, "the recipe writes"  # noqa: S101 - for the type checker
+    spec = setting.recipe.generation
+    made_by = {"dense": "tune", "pruned": "prune", "recovered": "merge"}
+    for name, folder in variants.items():
+        if name.startswith("ONNX"):
+            # these write greedily and without a cache; their loss is in the report
+            continue
+        texts = setting.output / "stages" / f"texts-{name}.jsonl"
+        runner.stage(
+            f"write-{name}",
+            [spec.decoding.model_dump(), spec.metrics],
+            [],
+            lambda: writing.prompts,
+            lambda bar, folder=folder, texts=texts: writing.write(bar, folder, texts),  # type: ignore[misc]  # defaults
+            after=made_by[name],
+        )
 
 
 def _claim(target: Path) -> None:

@@ -17,8 +17,10 @@ from dsee.tasks.places import PACKAGE, locate
 from dsee.tasks.rows import LINE, SOURCE
 from dsee.tasks.stream import Streamed
 from dsee.tasks.text import Stream, TextData, load_text_data
+from dsee.training.gguf import dense_arguments, gguf_arguments, plain
 from dsee.training.recipe import Recipe
 from dsee.training.stage import content_of
+from dsee.training.writing import Writing
 
 
 @dataclass
@@ -41,12 +43,21 @@ class Setting:
         reference = self.recipe.model
         path = locate(reference, self.base)
         if path.is_dir():
-            if not (path / "config.json").is_file():
+            if self.recipe.gguf_file is None and not (path / "config.json").is_file():
                 raise InputError(f"model: {path} is not a model folder, it has no config.json.")
             return str(path)
         if reference.startswith((PACKAGE, "/", ".", "~")) or path.exists():
             raise InputError(f"model: {path} is not a folder with a model in it.")
         return reference
+
+    @property
+    def _gguf(self) -> dict[str, Any]:
+        return gguf_arguments(self.recipe.gguf_file, self.model_source)
+
+    @cached_property
+    def writing(self) -> Writing | None:
+        """The task, if it is one of writing."""
+        return Writing(self.recipe, self.base, self.tokenizer) if self.recipe.writes else None
 
     @cached_property
     def data(self) -> TextData:
@@ -58,11 +69,13 @@ class Setting:
         """The model's tokenizer."""
         from transformers import AutoTokenizer
 
-        return _from_hub(AutoTokenizer, self.model_source)
+        return _from_hub(AutoTokenizer, self.model_source, **self._gguf)
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
         """The figures that the report shows; the first one chooses the epoch."""
+        if self.writing:
+            return ("loss", "perplexity")
         usual = GLUE[self.recipe.data.glue].metrics if self.recipe.data.glue else None
         return shown_metrics(self.data.kind, self.recipe.metric, usual, len(self.data.labels))
 
@@ -73,6 +86,8 @@ class Setting:
         Raises:
             InputError: texts that are too long, where the recipe has that as an error.
         """
+        if self.writing:
+            return dict(self.writing.parts)
         parts: dict[str, Any] = {}
         for name in ("train", "validation", "test"):
             part = getattr(self.data, name)
@@ -83,7 +98,7 @@ class Setting:
     @cached_property
     def also(self) -> dict[str, Encoded]:
         """Further parts to report on, by the ending of their figures' names."""
-        return {name: self._encoded(name, part) for name, part in self.data.also.items()}
+        return {} if self.writing else {name: self._encoded(name, part) for name, part in self.data.also.items()}
 
     def answers_wanted(self, name: str) -> Encoded:
         """Return a part without labels as token ids; none of its rows is ever left out.
@@ -129,6 +144,8 @@ class Setting:
     @property
     def notes(self) -> list[str]:
         """What a report has to say of the data."""
+        if self.writing:
+            return self.writing.notes
         # tokenizing is what finds long texts
         _ = self.parts
         return [*self.data.notes, *self.data.bad.notes]
@@ -136,6 +153,8 @@ class Setting:
     @cached_property
     def collate(self) -> Any:
         """Makes padded batches."""
+        if self.writing:
+            return self.writing.collate
         from transformers import DataCollatorWithPadding
 
         return DataCollatorWithPadding(self.tokenizer)
@@ -144,7 +163,9 @@ class Setting:
     def inputs(self) -> dict[str, Any]:
         """Content of everything outside the recipe that the results depend on."""
         files = data_files(self.recipe.data, self.base)
-        return {"model": content_of(Path(self.model_source)), "data": [content_of(path) for path in files]}
+        source = Path(self.model_source)
+        source = source / self.recipe.gguf_file if self.recipe.gguf_file else source
+        return {"model": content_of(source), "data": [content_of(path) for path in files]}
 
     def empty_model(self) -> Any:
         """Return the model's shapes without its weights, on the meta device.
@@ -153,20 +174,26 @@ class Setting:
             InputError: the model's configuration cannot be loaded.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForSequenceClassification
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-        config = _from_hub(AutoConfig, self.model_source)
+        config = _from_hub(AutoConfig, self.model_source, **self._gguf)
         with torch.device("meta"):
-            return AutoModelForSequenceClassification.from_config(config)
+            return (AutoModelForCausalLM if self.writing else AutoModelForSequenceClassification).from_config(config)
 
     def new_model(self) -> Any:
-        """Return the pre-trained model with an untrained task head.
+        """Return the pre-trained model, with an untrained task head if it is to choose labels.
 
         Raises:
             InputError: the model cannot be loaded.
         """
-        from transformers import AutoConfig, AutoModelForSequenceClassification
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+        if self.writing:
+            more = self._gguf | (dense_arguments() if self._gguf else {})
+            # a small update's steps are lost in the rounding of half precision
+            model = _from_hub(AutoModelForCausalLM, self.model_source, dtype=torch.float32, **more)
+            return plain(model) if self._gguf else model
         labels = self.data.labels
         config = _from_hub(AutoConfig, self.model_source)
         # first of all: one label is no classification, which a folder may say it is

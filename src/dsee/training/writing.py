@@ -1,0 +1,186 @@
+"""What tuning, pruning and reporting do differently where a model writes texts instead of choosing labels."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dsee.errors import InputError
+from dsee.measure.sample import longest_input
+from dsee.modes import evaluating
+from dsee.tasks.generation import EncodedText, GenerationData, collate_text, load_generation_data, score_texts
+from dsee.tasks.generation.ask import FACT, asking
+from dsee.tasks.generation.loss import text_loss
+from dsee.tasks.generation.score import chosen_metrics
+from dsee.tasks.generation.write import write_texts
+from dsee.tasks.metrics import Figures
+from dsee.training.fit import Objective, torch_logits
+from dsee.training.progress import Bar
+from dsee.training.recipe import Recipe
+from dsee.training.stage import write_whole
+
+PARTS = ("train", "validation", "test")
+
+
+class Writing:
+    """A run's recipe as a task of writing.
+
+    Attributes:
+        recipe: the recipe.
+        base: folder its relative paths start from.
+        tokenizer: the model's tokenizer.
+    """
+
+    def __init__(self, recipe: Recipe, base: Path, tokenizer: Any) -> None:
+        """Keep what follows from a recipe; nothing is read yet.
+
+        Args:
+            recipe: a recipe whose ``task`` is one of :data:`dsee.tasks.generation.KINDS`.
+            base: folder its relative paths start from.
+            tokenizer: the model's tokenizer.
+        """
+        self.recipe, self.base, self.tokenizer = recipe, base, tokenizer
+
+    @cached_property
+    def data(self) -> GenerationData:
+        """The three parts as texts."""
+        recipe = self.recipe
+        return load_generation_data(recipe.data, recipe.generation, recipe.task, self.base, recipe.seed)
+
+    @cached_property
+    def parts(self) -> dict[str, EncodedText]:
+        """The parts as token ids; only what is learned from is packed."""
+        recipe = self.recipe
+        return {
+            name: EncodedText(
+                getattr(self.data, name),
+                self.tokenizer,
+                recipe.max_length,
+                recipe.generation,
+                recipe.task,
+                packed=recipe.generation.packed and name == "train",
+            )
+            for name in PARTS
+        }
+
+    @cached_property
+    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Makes padded batches."""
+        return collate_text(self.tokenizer)
+
+    @property
+    def prompts(self) -> int:
+        """How many texts each variant writes."""
+        found = len(self.parts["test"].prompts)
+        return min(found, self.recipe.generation.decoding.limit or found)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a report has to say of the data."""
+        cut = [
+            f"cut the ends of {part.shortened} of {len(part.examples)} targets, so that they fit into "
+            f"{self.recipe.max_length} tokens: {name}"
+            for name, part in self.parts.items()
+            if part.shortened
+        ]
+        dropped = self.data.dropped
+        return cut + ([f"dropped {dropped} repeated examples from the training file"] if dropped else [])
+
+    def objective(self) -> Objective:
+        """Return what tuning works towards: the lowest loss on the validation part."""
+        return Objective(
+            evaluate=self.validate, collate=self.collate, label_smoothing=self.recipe.generation.label_smoothing
+        )
+
+    def validate(self, model: Any) -> Figures:
+        """Return loss and perplexity of a model on the validation part, in eval mode.
+
+        Args:
+            model: the model; its mode is restored.
+        """
+        with evaluating(model):
+            return self.loss(torch_logits(model), "validation")
+
+    def loss(self, logits: Callable[[Any], Any], part: str, progress: Callable[[int], None] | None = None) -> Figures:
+        """Return loss and perplexity on one part.
+
+        Args:
+            logits: from a batch to (batch, tokens, vocabulary).
+            part: "validation" or "test".
+            progress: called with the number of sequences done.
+        """
+        return text_loss(logits, self.parts[part], self.collate, len(self.tokenizer), progress=progress)
+
+    def check(self, empty: Any) -> None:
+        """Find before any tuning what would fail after it.
+
+        Args:
+            empty: the model without its weights.
+
+        Raises:
+            InputError: sequences, or prompts and texts, longer than the model's positions; a metric without its data;
+                packed examples for a model that cannot keep them apart.
+            MissingExtraError: a metric without its package.
+        """
+        recipe = self.recipe
+        if recipe.cache_prefix:
+            raise InputError("cache_prefix: only for tasks on sentences. Set cache_prefix: false.")
+        if recipe.max_length > longest_input(empty):
+            raise InputError(
+                f"max_length={recipe.max_length} is more than the {longest_input(empty)} positions of this model."
+            )
+        if recipe.generation.packed and "position_ids" not in inspect.signature(empty.forward).parameters:
+            # without them its examples would see each other, and nobody would be told
+            raise InputError(f"generation.packed: a {type(empty).__name__} takes no positions. Set packed: false.")
+        if recipe.task == "language-modelling":
+            return
+        chosen_metrics(recipe.generation.metrics)
+        longest, new = max(map(len, self.parts["test"].prompts)), recipe.generation.decoding.max_new_tokens
+        if longest + new > longest_input(empty):
+            raise InputError(
+                f"generation.decoding.max_new_tokens={new} after the longest prompt of {longest} tokens is more than "
+                f"the {longest_input(empty)} positions of this model."
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a saved model has to say of how it is asked, as plain data."""
+        recipe = self.recipe
+        return {FACT: asking(self.tokenizer, recipe.generation, recipe.task).model_dump(mode="json")}
+
+    def write(self, bar: Bar, folder: Path, texts: Path) -> dict[str, Any]:
+        """Let a saved model write for the test part's prompts, and score what it writes.
+
+        Args:
+            bar: advanced by one for each text.
+            folder: the model's artifact.
+            texts: JSON Lines file for prompts, texts and references.
+
+        Returns:
+            "scores", what could not be scored and why, and of how many texts.
+        """
+        import dsee
+
+        test, spec = self.parts["test"], self.recipe.generation
+        names, missing = chosen_metrics(spec.metrics)
+        model = dsee.load(folder)
+        found = write_texts(model, self.tokenizer, test.prompts[: self.prompts], spec.decoding, progress=bar.advance)
+        examples = test.examples[: self.prompts]
+        lines = [
+            json.dumps({"prompt": e.prompt, "text": text, "references": list(e.references)}, ensure_ascii=False)
+            for e, text in zip(examples, found, strict=True)
+        ]
+        texts.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(texts, "\n".join(lines) + "\n")
+        bar.note("scoring")
+        scores = score_texts(found, [e.references for e in examples], names) if names else {}
+        if "bleu" in scores:
+            bar.note(f"BLEU {scores['bleu']:.1f}")
+        return {"scores": scores, "missing": missing, "texts": len(found), "references": _count(examples)}
+
+
+def _count(examples: list[Any]) -> int:
+    return sum(len(e.references) for e in examples)
