@@ -78,9 +78,10 @@ def peak() -> float:
 def sparse(rows: int, columns: int, zeros: float, kind: str) -> torch.Tensor:
     """A random weight with its smallest entries, or blocks of four, set to zero."""
     weight = 0.02 * torch.randn(rows, columns)
-    size = weight.view(rows // 4, 4, columns).abs().sum(1) if kind == "blocks" else weight.abs()
+    tall, wide = {"weights": (1, 1), "blocks": (4, 1), "4x4": (4, 4)}[kind]
+    size = weight.view(rows // tall, tall, columns // wide, wide).abs().sum((1, 3))
     kept = size > size.flatten().kthvalue(int(zeros * size.numel())).values
-    return weight * (kept.repeat_interleave(4, 0) if kind == "blocks" else kept)
+    return weight * kept.repeat_interleave(tall, 0).repeat_interleave(wide, 1)
 
 
 def layers(top: float) -> list[dict[str, Any]]:
@@ -166,6 +167,8 @@ def whole(shape: str, onnx: bool) -> list[dict[str, Any]]:
     dsee.prune(both, dsee.Heads(0.25, score="random"), dsee.Neurons(0.4, score="random"))
     models["25/40 cut"] = copy.deepcopy(both)
     models["25/40 cut, blocks 50%"] = masked(both, "blocks", 0.5)
+    models["int8"] = copy.deepcopy(models["dense"])
+    models["int8, 4x4 blocks 70%"] = masked(models["dense"], "4x4", 0.7)
     models["torch CSR 70%"] = on_csr(models["weights 70%"])
     found = []
     print(f"\n{shape}, whole model, one thread; speed-up over dense PyTorch fp32", flush=True)
@@ -179,7 +182,7 @@ def whole(shape: str, onnx: bool) -> list[dict[str, Any]]:
             # chosen by one sentence of that length: more sentences would take minutes and choose the same
             one = sample_inputs(models["dense"], 1, sequence)
             chosen = {
-                name: dsee.optimize(model, one, rounds=3)
+                name: dsee.optimize(model, one, rounds=3, int8=name.startswith("int8"))
                 for name, model in models.items()
                 if name != "dense" and "CSR" not in name
             }

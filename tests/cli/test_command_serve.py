@@ -83,7 +83,7 @@ def test_the_limits_arrive(dsee_command, results, started, monkeypatch):
         *("--max-queue", "9", "--max-body", "1234"),
     )
     (folder, limits), more = given[0]
-    assert (folder.name, more) == ("onnx-fp32", {"threads": 2})
+    assert (folder.name, more.pop("say") is not None, more) == ("onnx-fp32", True, {"threads": 2, "optimize": False})
     assert vars(limits) == {"max_batch": 3, "max_wait": 0.007, "max_queue": 9, "max_texts": 9, "max_body": 1234}
 
 

@@ -322,3 +322,33 @@ def test_a_missing_package_names_what_to_install(folder, monkeypatch, name):
 def test_only_this_machines_addresses_are_loopback():
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.9.9.9")] == [True] * 4
     assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org")] == [False] * 4
+
+
+def test_a_model_is_optimized_on_request(tmp_path, monkeypatch):
+    from onnx_tools import tokenizer
+
+    import dsee
+    from conftest import tiny_bert
+    from dsee.kernels import library, on_kernels
+    from dsee.runtime import optimize as module
+
+    if library() is None:
+        pytest.skip("the kernels are not compiled here")
+    monkeypatch.setattr(module, "_race", lambda calls, rounds: {name: 1.0 - 0.5 * (name == "blocks") for name in calls})
+    model = tiny_bert()
+    dsee.prune(model, dsee.Blocks(0.6, score="weight"))
+    folder, said = dsee.save(model, tmp_path / "model", tokenizer=tokenizer()), []
+    made = make_server(folder, optimize=True, say=said.append)
+    assert "on sparse kernels" in said[0]
+    assert not said[0].startswith("0 of")
+    del made
+    assert not on_kernels(open_model(folder).model)
+
+
+def test_an_onnx_folder_is_not_optimized(monkeypatch, tmp_path):
+    class Exported:
+        folder = tmp_path
+
+    monkeypatch.setattr("dsee.runtime.serving.server.open_model", lambda folder, threads: Exported())
+    with pytest.raises(InputError, match="leave --optimize out"):
+        make_server(tmp_path, optimize=True)

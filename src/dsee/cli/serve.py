@@ -19,6 +19,9 @@ def serve(
     ),
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
     threads: Annotated[int, typer.Option(help="Threads for the model.", min=1)] = 1,
+    optimize: Annotated[
+        bool, typer.Option("--optimize", help="Put masked models on sparse kernels first, where that is faster.")
+    ] = False,
     max_batch: Annotated[int, typer.Option(help="Most texts in one pass of the model.", min=1)] = 16,
     max_wait: Annotated[float, typer.Option(help="Milliseconds a text waits for others.", min=0, max=10_000)] = 5.0,
     max_queue: Annotated[int, typer.Option(help="Most texts that wait; further requests get 503.", min=1)] = 256,
@@ -50,7 +53,7 @@ def serve(
         max_body=max_body,
     )
     listening = open_socket(host, port)
-    server = make_server(found, limits, threads=threads)
+    server = make_server(found, limits, threads=threads, optimize=optimize, say=lambda text: typer.echo(text, err=True))
     address, taken = listening.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     typer.echo(f"serving {found} on http://{shown}:{taken}", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,18 +63,28 @@ def open_socket(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def make_server(folder: Path, limits: Limits | None = None, *, threads: int = 1) -> Any:
+def make_server(
+    folder: Path,
+    limits: Limits | None = None,
+    *,
+    threads: int = 1,
+    optimize: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Any:
     """Open a model and return a uvicorn server for it; ``run(sockets=[open_socket(...)])`` starts it.
 
     Args:
         folder: an artifact, an ONNX folder or a plain transformers folder.
         limits: what to take on.
         threads: threads for the model.
+        optimize: let :func:`dsee.optimize` put layers on the kernels first, chosen by one text of up to 128 tokens.
+        say: is told what was chosen, if given.
 
     Raises:
         MissingExtraError: fastapi or uvicorn is not installed.
         ArtifactError: the folder is damaged, or holds no model.
-        InputError: the model neither classifies nor generates, or has no tokenizer, or a limit makes no sense.
+        InputError: the model neither classifies nor generates, or has no tokenizer, or a limit makes no sense; or
+            an ONNX folder is to be optimized.
     """
     require_serving()
     import uvicorn
@@ -86,7 +97,12 @@ def make_server(folder: Path, limits: Limits | None = None, *, threads: int = 1)
             f"max_queue={limits.max_queue} is smaller than max_texts={limits.max_texts}: a request of that many texts "
             "would never fit."
         )
-    engine = Engine(open_model(folder, threads=threads), threads=threads)
+    model = open_model(folder, threads=threads)
+    if optimize:
+        chosen = _optimized(model, threads)
+        if say is not None:
+            say(chosen)
+    engine = Engine(model, threads=threads)
     settings = uvicorn.Config(
         application(engine, limits),
         log_level="warning",
@@ -96,3 +112,19 @@ def make_server(folder: Path, limits: Limits | None = None, *, threads: int = 1)
         timeout_graceful_shutdown=GRACE,
     )
     return uvicorn.Server(settings)
+
+
+def _optimized(model: Any, threads: int) -> str:
+    """Put a model's layers on the kernels where that is faster here; what was chosen, in a line."""
+    if not hasattr(model, "model"):
+        raise InputError(
+            f"{model.folder} is run by onnxruntime, which dsee.optimize cannot change. Serve the PyTorch folder, or "
+            "leave --optimize out."
+        )
+    import torch
+
+    from dsee.runtime.optimize import optimize
+
+    # the choice is one for this number of threads
+    torch.set_num_threads(threads)
+    return optimize(model.model, model.sample(1, min(128, int(model.max_length)))).summary
