@@ -128,6 +128,9 @@ class TorchModel:
         encoded = self.tokenizer(
             texts, pairs, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
+        if not getattr(plain_model(self.model).config, "type_vocab_size", 0):
+            # GPT-2 would add the word of token 0 to every token, and no export knows of types where there are none
+            encoded.pop("token_type_ids", None)
         found: NDArray[np.float32] = self.run(encoded.to(self.model.device)).logits.float().cpu().numpy()
         return found
 
