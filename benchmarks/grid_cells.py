@@ -107,6 +107,10 @@ SMALL_BEST = [
     for task, epochs in (("cola", 3), ("mrpc", 5))
     for cell in cells
 ]
+#: Lower rates of the update on CoLA, where the higher ones fail, and whether it only needs longer.
+SLOWER = [(replace(BEST, task="cola", lr=lr), "") for lr in (1e-3, 5e-4)]
+SLOWER += [(replace(cell, task="cola", epochs=6, lr=1e-3), "") for cell in (BEST, LORA)]
+SLOWER += [(replace(BEST, task="mrpc", epochs=5, lr=1e-3), "")]
 
 #: The same quick look with every layer tuned, beside the baselines.
 QUICK_WHOLE = [
@@ -124,6 +128,7 @@ QUICK_WHOLE = [
 LISTS: dict[str, Listed] = {
     "regular": REGULAR,
     "small-best": SMALL_BEST,
+    "slower": SLOWER,
     "quick": QUICK_WHOLE,
     "tuned": TUNED,
     "explore": EXPLORE,
