@@ -18,7 +18,7 @@ NAMES = [path.relative_to(HOUSE).as_posix() for path in FILES]
 
 #: From the ground up; a module imports from its own floor or a lower one.
 FLOORS = [
-    {"architectures", "gradients", "kernels", "masks", "steps", "modes", "errors", "_version"},
+    {"architectures", "gradients", "kernels", "masks", "steps", "modes", "errors", "processes", "_version"},
     {"support", "update", "pruning", "measure"},
     {"surgery"},
     {"artifact", "runtime"},

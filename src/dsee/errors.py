@@ -40,6 +40,18 @@ class StoppedError(DseeError):
     exit_code = 130
 
 
+class ProcessError(DseeError):
+    """The processes of one run do not agree, or one of them has gone."""
+
+
+class EchoError(DseeError):
+    """Another process of this run has failed and said why; this one ends without a word."""
+
+    def __init__(self, code: int = 1) -> None:
+        super().__init__("Another process of this run has failed; its message says why.")
+        self.exit_code = code
+
+
 class MissingExtraError(DseeError):
     """An optional dependency is not installed."""
 

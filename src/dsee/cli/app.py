@@ -17,7 +17,8 @@ from dsee.cli.predict import predict
 from dsee.cli.recipes import app as recipes
 from dsee.cli.run import run
 from dsee.cli.serve import serve
-from dsee.errors import DseeError, StoppedError
+from dsee.errors import DseeError, EchoError, InputError, StoppedError
+from dsee.processes import launched
 
 app = typer.Typer(
     name="dsee",
@@ -37,13 +38,22 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+#: Verbs that several processes of torchrun can carry out together.
+TOGETHER = ("run", "demo")
+
+
 @app.callback()
 def options(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - eager: its callback has answered
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Options of the command itself."""
+    if launched() > 1 and context.invoked_subcommand not in TOGETHER:
+        # one after the other they would do the same work several times, into the same files
+        reason = "works in one process. Start it without torchrun; what several share out is `dsee run`."
+        raise EchoError(2) if int(os.environ["RANK"]) else InputError(f"dsee {context.invoked_subcommand} {reason}")
 
 
 app.command(epilog="Example: dsee run recipe.yaml")(run)
@@ -61,17 +71,32 @@ def main() -> None:
 
     One clear message for what dsee understands; a traceback only on request (``DSEE_TRACEBACK=1``).
     """
+    code = _outcome()
+    if launched() > 1:
+        # threads of torch.distributed may abort a process whose interpreter goes down under them
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _outcome() -> int:
+    """Run the command, say what went wrong, and return the exit code."""
     try:
         app()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except EchoError as error:
+        return error.exit_code
     except DseeError as error:
         if os.environ.get("DSEE_TRACEBACK"):
             raise
         _say(str(error) if isinstance(error, StoppedError) else f"error: {error}")
-        sys.exit(error.exit_code)
+        return error.exit_code
     except BrokenPipeError:
         # the reader of our output has gone, as with `| head`; Python would complain once more while closing
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 0
     except Exception as error:
         if os.environ.get("DSEE_TRACEBACK"):
             raise
@@ -79,7 +104,8 @@ def main() -> None:
             f"unexpected error: {type(error).__name__}: {error}\n"
             "This is a fault in dsee. DSEE_TRACEBACK=1 shows where; please report it with that output."
         )
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def _say(text: str) -> None:

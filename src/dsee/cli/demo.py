@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dsee.processes import first, together
+
 RECIPE = "minilm-rotten-tomatoes.yaml"
 
 
@@ -31,6 +33,11 @@ def demo(
     for needed in (recipe.model, str(recipe.data.train)):
         # fails early, with the name of the missing package
         locate(needed, Path())
-    output.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(str(source), output / "recipe.yaml")
-    carry_out(recipe, output.resolve(), output, fresh)
+
+    def leave_recipe() -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(str(source), output / "recipe.yaml")
+
+    with together():
+        first(leave_recipe)
+        carry_out(recipe, output.resolve(), output, fresh)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsee.errors import StoppedError
+from dsee.processes import first, leads, together
 
 if TYPE_CHECKING:
     from dsee.cli.terminal import Terminal
     from dsee.report.seeds import AnyRow
     from dsee.training import Recipe
+    from dsee.training.run import RunResult
 
 
 def run(
@@ -64,31 +66,40 @@ def carry_out(recipe: Recipe, base: Path, output: Path | None, fresh: bool, seed
     """
     from dsee.cli.terminal import Terminal, quiet_libraries
 
-    terminal = Terminal()
-    terminal.say("loading torch, transformers and PEFT ...")
-    quiet_libraries()
-    from dsee.registration import register
+    # as one of several processes: the first one speaks for all
+    with together():
+        terminal = Terminal(silent=not leads())
+        terminal.say("loading torch, transformers and PEFT ...")
+        quiet_libraries(silent=not leads())
+        from dsee.registration import register
 
-    register()
-    target = (output or base / recipe.output).resolve()
-    try:
-        if seeds is None:
-            _run_one(recipe, base, target, fresh, terminal)
-        else:
-            from dsee.cli.seeds import run_seeds
+        register()
+        target = (output or base / recipe.output).resolve()
+        try:
+            if seeds is None:
+                _run_one(recipe, base, target, fresh, terminal)
+            else:
+                from dsee.cli.seeds import run_seeds
 
-            run_seeds(recipe, seeds, target, terminal, lambda r, folder: _run_one(r, base, folder, fresh, terminal))
-    except KeyboardInterrupt as stop:
-        # typer would end the process without a word
-        raise StoppedError("stopped. Finished stages are kept: the same command goes on from the last one.") from stop
+                run_seeds(recipe, seeds, target, terminal, lambda r, folder: _run_one(r, base, folder, fresh, terminal))
+        except KeyboardInterrupt as stop:
+            # typer would end the process without a word
+            raise StoppedError(
+                "stopped. Finished stages are kept: the same command goes on from the last one."
+            ) from stop
 
 
 def _run_one(recipe: Recipe, base: Path, target: Path, fresh: bool, terminal: Terminal) -> list[AnyRow]:
     """Run, write the report, print its table; return the rows."""
-    from dsee.report import write_report
     from dsee.training.run import run as run_recipe
 
     result = run_recipe(recipe, base=base, output=target, progress=terminal, fresh=fresh)
+    return first(lambda: _report(result, recipe, terminal))
+
+
+def _report(result: RunResult, recipe: Recipe, terminal: Terminal) -> list[AnyRow]:
+    from dsee.report import write_report
+
     if recipe.writes:
         from dsee.report.generation import text_table, write_text_report
 

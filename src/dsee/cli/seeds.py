@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsee.errors import InputError
+from dsee.processes import first
 
 if TYPE_CHECKING:
     from dsee.cli.terminal import Terminal
@@ -56,13 +57,17 @@ def run_seeds(
     """
     from dsee.report.seeds import seeds_table, write_seeds
 
-    claim(target)
+    first(lambda: claim(target))
     found = {}
     for number, seed in enumerate(seeds, 1):
         terminal.say(f"seed {seed} ({number} of {len(seeds)})")
         found[seed] = run_one(recipe.model_copy(update={"seed": seed}), target / f"seed-{seed}")
-    header, body = seeds_table(write_seeds(target, found, recipe))
-    terminal.cells(header, body).print(f"written to {target}", highlight=False)
+
+    def write() -> None:
+        header, body = seeds_table(write_seeds(target, found, recipe))
+        terminal.cells(header, body).print(f"written to {target}", highlight=False)
+
+    first(write)
 
 
 def claim(target: Path) -> None:

@@ -60,8 +60,13 @@ class _LineBar:
 class Terminal:
     """Progress on standard error, results on standard output."""
 
-    def __init__(self) -> None:
-        self.errors = Console(stderr=True)
+    def __init__(self, *, silent: bool = False) -> None:
+        """Open.
+
+        Args:
+            silent: say nothing on the way, as one of several processes that is not the first.
+        """
+        self.errors = Console(stderr=True, quiet=silent)
 
     def say(self, text: str) -> None:
         """Print a line about the work."""
@@ -116,8 +121,12 @@ class Terminal:
         return console
 
 
-def quiet_libraries() -> None:
-    """Keep the libraries' own bars and advice off our terminal; their errors still come as exceptions."""
+def quiet_libraries(*, silent: bool = False) -> None:
+    """Keep the libraries' own bars and advice off our terminal; their errors still come as exceptions.
+
+    Args:
+        silent: keep all warnings off, since another process shows the same ones.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -131,3 +140,5 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.|transformers\.|peft\.")
+    if silent:
+        warnings.simplefilter("ignore")

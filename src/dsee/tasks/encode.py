@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dsee.processes import spread
 from dsee.tasks.kinds import KINDS
 from dsee.tasks.rows import LABEL, PAIR, TEXT
 
@@ -92,6 +93,16 @@ def tokenized(
     return features, longer
 
 
+def in_order(data: Encoded, limit: int | None = None) -> list[int]:
+    """Return the positions of examples, the shortest first.
+
+    Args:
+        data: the examples.
+        limit: only the first so many examples.
+    """
+    return sorted(range(len(data))[:limit], key=lambda i: (len(data.features[i]["input_ids"]), i))
+
+
 def batches(
     data: Encoded, collate: Callable[[list[dict[str, Any]]], Any], batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[list[int], Any]]:
@@ -103,7 +114,7 @@ def batches(
         batch_size: examples per batch.
         limit: use only the first so many examples.
     """
-    order = sorted(range(len(data))[:limit], key=lambda i: (len(data.features[i]["input_ids"]), i))
+    order = in_order(data, limit)
     for start in range(0, len(order), batch_size):
         positions = order[start : start + batch_size]
         yield positions, collate([data.features[i] for i in positions])
@@ -119,6 +130,9 @@ def predict(
 ) -> NDArray[np.float32]:
     """Return the logits of every example, in the examples' order.
 
+    Where several processes are at it, each answers its part of the batches, and all get all answers. The batches are
+    those of one process, so that their number changes nothing.
+
     Args:
         run: logits of one batch.
         data: the examples.
@@ -129,13 +143,19 @@ def predict(
     Returns:
         (examples, classes).
     """
-    result: NDArray[np.float32] | None = None
-    for positions, batch in batches(data, collate, batch_size):
-        logits = run(batch)
-        if result is None:
-            result = np.zeros((len(data), *logits.shape[1:]), dtype=np.float32)
-        result[positions] = logits
+    order = in_order(data)
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    assert parts, "a data set has rows"  # noqa: S101 - read_table refuses empty files
+
+    def answer(positions: list[int]) -> NDArray[Any]:
+        return run(collate([data.features[i] for i in positions]))
+
+    def done(finished: list[list[int]]) -> None:
         if progress:
-            progress(len(positions))
-    assert result is not None, "a data set has rows"  # noqa: S101 - read_table refuses empty files
+            progress(sum(map(len, finished)))
+
+    found = spread(parts, answer, done)
+    result = np.zeros((len(data), *found[0].shape[1:]), dtype=np.float32)
+    for positions, logits in zip(parts, found, strict=True):
+        result[positions] = logits
     return result

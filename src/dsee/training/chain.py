@@ -11,6 +11,7 @@ from dsee.architectures import layers
 from dsee.errors import InputError
 from dsee.measure import flops, parameters
 from dsee.modes import evaluating
+from dsee.processes import agree, count, first
 from dsee.pruning import (
     Budget,
     Gradual,
@@ -38,11 +39,17 @@ from dsee.training.progress import Bar
 from dsee.training.recipe import RecoverSpec, TrainSpec
 from dsee.training.reports import Reports
 from dsee.training.rules import at_once, check_recipe, mask_rules_of, rules_of, schedule_of
+from dsee.training.same import digests
 from dsee.training.setting import Setting
+from dsee.training.shares import check_batches
 
 CALIBRATION_BATCH = 32
 #: How many sentences of the training part choose a support by gradients.
 SUPPORT_SENTENCES = 512
+SEARCHED = (
+    "Supports are searched by each process on its own: use machines and libraries of one kind, or support: random."
+)
+DRIFTED = "This should not be: please report it, with the recipe and how the processes were started."
 
 
 def _fit_and_test(
@@ -89,6 +96,7 @@ def _fit_and_test(
         facts["distillation"] = distillation.facts()
     if recipe.method != "dsee":
         facts["method"] = recipe.method
+    agree(f"the model after {step}", digests(model), DRIFTED)
     record(model, step, **facts)
     model = settled(recipe, model)
     train = parts["train"]
@@ -139,8 +147,6 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
     """Put an update on the pre-trained model, or what the recipe's method has instead, train it, save both."""
     from transformers import set_seed
 
-    import dsee
-
     recipe = setting.recipe
     set_seed(recipe.seed)
 
@@ -149,9 +155,10 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
         return [batch for _, batch in rows]
 
     model = prepared(recipe, setting.new_model(), calibration)
+    agree("the model before tuning", digests(model), SEARCHED)
     model, results = _fit_and_test(setting, model, "tune", recipe.tune, recipe.seed, bar)
     bar.note("saving")
-    dsee.save(model, target, tokenizer=setting.tokenizer)
+    first(lambda: _save(setting, model, target))
     return results
 
 
@@ -172,6 +179,7 @@ def preflight(setting: Setting) -> None:
         InputError: the first such thing.
     """
     check_recipe(setting.recipe)
+    check_batches(setting.recipe, count())
     empty = setting.empty_model()
     layers(empty)
     check_method(setting.recipe, setting.empty_model())
@@ -257,8 +265,14 @@ def recover(setting: Setting, bar: Bar, source: Path, target: Path, tuned: Path)
     schedule = schedule_of(setting, calibration)
     seed = setting.recipe.seed + 1
     model, results = _fit_and_test(setting, model, "recover", spec, seed, bar, teacher=teacher, schedule=schedule)
-    dsee.save(model, target, tokenizer=setting.tokenizer)
+    first(lambda: _save(setting, model, target))
     return results
+
+
+def _save(setting: Setting, model: Any, target: Path) -> None:
+    import dsee
+
+    dsee.save(model, target, tokenizer=setting.tokenizer)
 
 
 def merge(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 from dsee.architectures import layers
 from dsee.errors import InputError
 from dsee.modes import evaluating
+from dsee.processes import count, index, uses_gpus
 from dsee.pruning import Gradual
 from dsee.tasks.encode import Encoded, predict
 from dsee.tasks.kinds import measure
@@ -30,6 +31,7 @@ from dsee.training.prefix_cache import prefix_cache
 from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
 from dsee.training.reports import Reports
+from dsee.training.shares import APART, SharingDistillationTrainer, SharingTrainer
 from dsee.training.teacher import DistillationTrainer, Taught, collate_taught
 from dsee.update.groups import parameter_groups
 
@@ -249,7 +251,8 @@ def fit(
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
             trainer.remove_callback(_printer())
             keeper.tell = trainer.log if arguments.report_to else None
-            set_seed(seed)
+            # the first process draws the order of the batches, as if it were alone
+            set_seed(seed + APART * index())
             trainer.train()
     _restore(model, keeper.state)
     model.eval()
@@ -281,12 +284,12 @@ def _check_cacheable(
 def _arguments(
     scratch: str, spec: TrainSpec, steps: int, seed: int, group_by_length: bool, **more: Any
 ) -> TrainingArguments:
-    settings = {"output_dir": scratch, "logging_strategy": "no", "report_to": []} | more
+    settings = {"output_dir": scratch, "logging_strategy": "no", "report_to": []} | _of_several() | more
     return TrainingArguments(
         num_train_epochs=spec.epochs,
         max_steps=spec.max_steps or -1,
         learning_rate=spec.learning_rate,
-        per_device_train_batch_size=spec.batch_size,
+        per_device_train_batch_size=spec.batch_size // count(),
         warmup_steps=math.ceil(spec.warmup * steps),
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
@@ -299,6 +302,15 @@ def _arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         **settings,
     )
+
+
+def _of_several() -> dict[str, Any]:
+    """Arguments of the Trainer as one of several processes."""
+    if count() == 1:
+        return {}
+    # supports and masks are the only buffers that differ from model to model, and those have been compared
+    found: dict[str, Any] = {"ddp_broadcast_buffers": False, "ddp_find_unused_parameters": True}
+    return found | ({} if uses_gpus() else {"use_cpu": True})
 
 
 def groups_of(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
@@ -324,11 +336,12 @@ def _trainer(
     """A plain Trainer, or one with a teacher, or with the answers of one if these are enough."""
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(common["args"])
     common = common | {"optimizers": (kind(groups_of(common["model"], spec), **settings), None)}
+    several = count() > 1
     if distillation is None:
-        return Trainer(train_dataset=rows, data_collator=collate, **common)
+        return (SharingTrainer if several else Trainer)(train_dataset=rows, data_collator=collate, **common)
     if isinstance(rows, Taught):
         teacher, collate = None, collate_taught(collate)
-    return DistillationTrainer(
+    return (SharingDistillationTrainer if several else DistillationTrainer)(
         train_dataset=rows, data_collator=collate, teacher=teacher, distillation=distillation, **common
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dsee.errors import InputError
 from dsee.measure.hardware import hardware
+from dsee.processes import agree, before_the_others, first, leads, together
 from dsee.tasks.bad_rows import in_short
 from dsee.training import chain
 from dsee.training.answers import questions, submit
@@ -17,6 +18,7 @@ from dsee.training.measuring import measure
 from dsee.training.progress import Bar, Progress, Silent
 from dsee.training.recipe import PruneSpec, Recipe
 from dsee.training.rules import at_once
+from dsee.training.same import seen_by_all, starting_point
 from dsee.training.setting import Setting
 from dsee.training.stage import StageRecord, fingerprint
 
@@ -75,6 +77,7 @@ class _Runner:
         work: Callable[[Bar], dict[str, Any]],
         *,
         after: str | None = None,
+        by_all: bool = False,
     ) -> None:
         # what follows from an earlier stage alone does not change with those between, nor do later ones with it
         key = fingerprint(self.keys[after] if after else self.key, name, depends)
@@ -82,13 +85,14 @@ class _Runner:
             self.key = key
         self.keys[name] = key
         kept = StageRecord(self.setting.output, name, key)
-        found = None if self.fresh else kept.results(artifacts)
+        found = None if self.fresh else first(lambda: kept.results(artifacts))
         if found is not None:
             self.progress.skipped(name)
         else:
             with self.progress.stage(name, total()) as bar:
-                found = work(bar)
-            kept.write(found)
+                found = work(bar) if by_all else first(lambda: work(bar))
+            first(lambda: kept.write(found))
+        seen_by_all(artifacts)
         self.results[name] = found
 
 
@@ -113,18 +117,34 @@ def run(
         What came out. The folder then holds ``model/`` (artifact), ``onnx-fp32/``, ``onnx-int8/``, ``stages/``, and
         for a task of GLUE ``glue/``.
 
+    Under torchrun all processes call this; the first one writes and shows, and all return the same.
+
     Raises:
         DseeError: one clear reason; finished stages stay finished.
     """
     target = (output or base / recipe.output).resolve()
     setting = Setting(recipe, base, target)
+    with together():
+        progress = (progress if leads() else None) or Silent()
+        # the first one fills the caches of the data
+        for note in in_short(before_the_others(lambda: _look_ahead(setting))):
+            progress.say(note)
+        runner = _Runner(setting, progress, fresh)
+        agree(
+            "what the run starts from", starting_point(setting), "Give all processes the same recipe, data and model."
+        )
+        first(lambda: _claim(target))
+        return _all_stages(runner)
+
+
+def _look_ahead(setting: Setting) -> list[str]:
     chain.preflight(setting)
-    _claim(target)
-    stages = target / "stages"
-    progress, metrics = progress or Silent(), setting.metrics
-    for note in in_short(setting.notes):
-        progress.say(note)
-    runner = _Runner(setting, progress, fresh)
+    return setting.notes
+
+
+def _all_stages(runner: _Runner) -> RunResult:
+    setting, target = runner.setting, runner.setting.output
+    recipe, stages, metrics = setting.recipe, target / "stages", setting.metrics
     tuned, model = stages / "tuned", target / "model"
 
     runner.stage(
@@ -133,6 +153,7 @@ def run(
         [tuned],
         lambda: chain.tune_total(setting),
         lambda bar: chain.tune(setting, bar, tuned),
+        by_all=True,
     )
     variants, last = {"dense": tuned}, tuned
     if recipe.prune:
@@ -202,6 +223,7 @@ def _prune_and_recover(runner: _Runner, spec: PruneSpec, tuned: Path) -> Path:
         [recovered],
         lambda: chain.recover_total(setting),
         lambda bar: chain.recover(setting, bar, source, recovered, tuned),
+        by_all=True,
     )
     return recovered
 
@@ -224,6 +246,7 @@ def _write(runner: _Runner, variants: dict[str, Path]) -> None:
             lambda: writing.prompts,
             lambda bar, folder=folder, texts=texts: writing.write(bar, folder, texts),  # type: ignore[misc]  # defaults
             after=made_by[name],
+            by_all=True,
         )
 
 

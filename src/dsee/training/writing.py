@@ -12,6 +12,7 @@ from typing import Any
 from dsee.errors import InputError
 from dsee.measure.sample import longest_input
 from dsee.modes import evaluating
+from dsee.processes import first
 from dsee.tasks.generation import EncodedText, GenerationData, collate_text, load_generation_data, score_texts
 from dsee.tasks.generation.ask import FACT, asking
 from dsee.tasks.generation.loss import text_loss
@@ -168,7 +169,17 @@ class Writing:
         names, missing = chosen_metrics(spec.metrics)
         model = dsee.load(folder)
         found = write_texts(model, self.tokenizer, test.prompts[: self.prompts], spec.decoding, progress=bar.advance)
-        examples = test.examples[: self.prompts]
+        scores = first(lambda: self._scored(bar, found, texts, names))
+        return {
+            "scores": scores,
+            "missing": missing,
+            "texts": len(found),
+            "references": _count(test.examples[: self.prompts]),
+        }
+
+    def _scored(self, bar: Bar, found: list[str], texts: Path, names: list[str]) -> dict[str, float]:
+        """Keep what was written, and score it."""
+        examples = self.parts["test"].examples[: self.prompts]
         lines = [
             json.dumps({"prompt": e.prompt, "text": text, "references": list(e.references)}, ensure_ascii=False)
             for e, text in zip(examples, found, strict=True)
@@ -179,7 +190,7 @@ class Writing:
         scores = score_texts(found, [e.references for e in examples], names) if names else {}
         if "bleu" in scores:
             bar.note(f"BLEU {scores['bleu']:.1f}")
-        return {"scores": scores, "missing": missing, "texts": len(found), "references": _count(examples)}
+        return scores
 
 
 def _count(examples: list[Any]) -> int:

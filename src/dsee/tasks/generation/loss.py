@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dsee.processes import spread
 from dsee.tasks.generation.encode import IGNORED, EncodedText
 
 #: Bytes of fp32 logits that one batch may fill; a vocabulary of 50,000 fills them with 1,300 tokens.
@@ -25,7 +26,7 @@ def text_loss(
     """Return mean loss and perplexity over the learned tokens of a part.
 
     The sum of -ln p over all tokens divided by their number: the same whatever the batches. A mean of the batches'
-    means would not be.
+    means would not be. Several processes share the batches out.
 
     Args:
         run: logits of one batch, (batch, tokens, vocabulary), a tensor or an array.
@@ -38,21 +39,32 @@ def text_loss(
         "loss" in nats a token, "perplexity" = exp(loss), "tokens" counted.
     """
     order = sorted(range(len(data)), key=lambda i: (len(data.features[i]["input_ids"]), i))
-    total, count, at = 0.0, 0, len(order)
+    parts: list[list[int]] = []
+    at = len(order)
     while at > 0:
         # the longest first: what fits now fits later
         longest = len(data.features[order[at - 1]]["input_ids"])
         size = min(64, max(1, LOGITS // (4 * vocabulary * longest)))
-        rows = [data.features[i] for i in order[max(0, at - size) : at]]
-        at -= len(rows)
-        batch = collate(rows)
+        parts.append(order[max(0, at - size) : at])
+        at -= len(parts[-1])
+
+    def ask(part: list[int]) -> tuple[float, int]:
+        batch = collate([data.features[i] for i in part])
         labels = batch.pop("labels")[:, 1:].flatten()
         logits = torch.as_tensor(run(batch))[:, :-1].float().flatten(0, 1)
-        total += float(
-            torch.nn.functional.cross_entropy(logits, labels.to(logits.device), ignore_index=IGNORED, reduction="sum")
+        found = torch.nn.functional.cross_entropy(
+            logits, labels.to(logits.device), ignore_index=IGNORED, reduction="sum"
         )
-        count += int((labels != IGNORED).sum())
+        return float(found), int((labels != IGNORED).sum())
+
+    def done(finished: list[list[int]]) -> None:
         if progress:
-            progress(len(rows))
+            progress(sum(map(len, finished)))
+
+    sums = spread(parts, ask, done)
+    total, count = 0.0, 0
+    for part_total, part_count in sums:
+        total += part_total
+        count += part_count
     loss = total / max(1, count)
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": float(count)}

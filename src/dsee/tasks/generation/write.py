@@ -11,6 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, NoRepeatNGramLogi
 from dsee.errors import InputError
 from dsee.measure.sample import longest_input
 from dsee.modes import evaluating
+from dsee.processes import spread
 from dsee.runtime.generation import until_end
 from dsee.tasks.generation.spec import DecodingSpec
 
@@ -43,7 +44,7 @@ def write_texts(
     """Write a text after each prompt.
 
     Prompts of like length share a batch. Rows are filled up on the left and masked there, so the batch changes no
-    text but for the rounding of sums.
+    text but for the rounding of sums. Several processes share the batches out.
 
     Args:
         model: a causal model, with or without an update; left in the mode it was in.
@@ -67,13 +68,21 @@ def write_texts(
     end = int(tokenizer.eos_token_id)
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     texts = [""] * len(prompts)
+    parts = [order[at : at + decoding.batch_size] for at in range(0, len(order), decoding.batch_size)]
+
+    def write(places: list[int]) -> list[str]:
+        rows = _batch(model, [prompts[i] for i in places], end, decoding)
+        return [str(tokenizer.decode(until_end(row, {end}), skip_special_tokens=True)).strip() for row in rows]
+
+    def done(finished: list[list[int]]) -> None:
+        if progress:
+            progress(sum(map(len, finished)))
+
     with evaluating(model), torch.inference_mode():
-        for at in range(0, len(order), decoding.batch_size):
-            places = order[at : at + decoding.batch_size]
-            for i, tokens in zip(places, _batch(model, [prompts[i] for i in places], end, decoding), strict=True):
-                texts[i] = str(tokenizer.decode(until_end(tokens, {end}), skip_special_tokens=True)).strip()
-            if progress:
-                progress(len(places))
+        found = spread(parts, write, done)
+    for places, written in zip(parts, found, strict=True):
+        for i, text in zip(places, written, strict=True):
+            texts[i] = text
     return texts
 
 
