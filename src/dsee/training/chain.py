@@ -41,6 +41,7 @@ from dsee.training.reports import Reports
 from dsee.training.rules import at_once, check_recipe, mask_rules_of, rules_of, schedule_of
 from dsee.training.same import digests
 from dsee.training.setting import Setting
+from dsee.training.sharded import check_sharding
 from dsee.training.shares import check_batches
 
 CALIBRATION_BATCH = 32
@@ -85,6 +86,7 @@ def _fit_and_test(
         metric=setting.metrics[0],
         reports=Reports(tuple(recipe.report_to), setting.output / "logs" / step, f"{setting.output.name}-{step}"),
         objective=setting.writing.objective() if setting.writing else None,
+        fsdp=recipe.fsdp,
     )
     facts: dict[str, Any] = {
         "epochs": len(keeper.log),
@@ -180,6 +182,8 @@ def preflight(setting: Setting) -> None:
     """
     check_recipe(setting.recipe)
     check_batches(setting.recipe, count())
+    if count() > 1 or setting.recipe.fsdp:
+        check_sharding(setting.recipe)
     empty = setting.empty_model()
     layers(empty)
     check_method(setting.recipe, setting.empty_model())

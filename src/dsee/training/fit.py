@@ -31,7 +31,8 @@ from dsee.training.prefix_cache import prefix_cache
 from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
 from dsee.training.reports import Reports
-from dsee.training.shares import APART, SharingDistillationTrainer, SharingTrainer
+from dsee.training.sharded import in_pieces, whole
+from dsee.training.shares import APART, SharingDistillationTrainer, SharingTrainer, leaves_unused
 from dsee.training.teacher import DistillationTrainer, Taught, collate_taught
 from dsee.update.groups import parameter_groups
 
@@ -160,7 +161,8 @@ class KeepBest(TrainerCallback):
             return
         if not self.best or judge.better(metrics[self.metric], self.best[self.metric]):
             self.best, self.since_best = metrics, 0
-            self.state = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+            trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+            self.state = {n: whole(value).cpu().clone() for n, value in trained.items()}
         else:
             self.since_best += 1
             if self.spec.patience is not None and self.since_best >= self.spec.patience:
@@ -204,6 +206,7 @@ def fit(
     metric: str = "accuracy",
     objective: Objective | None = None,
     reports: Reports | None = None,
+    fsdp: bool = False,
 ) -> KeepBest:
     """Tune what is trainable, with a fresh optimizer, and leave the model at its best epoch, in eval mode.
 
@@ -225,6 +228,7 @@ def fit(
         metric: the validation figure that chooses the epoch, see :data:`dsee.tasks.metrics.METRICS`.
         objective: how that figure is found, if not from the logits of labels.
         reports: who is told of losses and figures on the way.
+        fsdp: train a twin that lies in pieces on all processes; the model gets its numbers.
 
     Returns:
         The callback, with the validation metrics of each epoch.
@@ -243,9 +247,13 @@ def fit(
         look = objective.evaluate if objective else partial(evaluate, data=parts[1], collate=collate)
         keeper = KeepBest(look, bar, spec, schedule, metric)
         rows = Taught(parts[0], taught.answers) if taught else parts[0]
-        common = {"model": model, "callbacks": [*growing, *callbacks, keeper]}
+        pieces = fsdp and count() > 1
+        trained = in_pieces(model) if pieces else model
+        common = {"model": trained, "callbacks": [*growing, *callbacks, keeper]}
         with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
             more = _further(taught is None and not cache_prefix, objective, reports)
+            if count() > 1 and not pieces:
+                more["ddp_find_unused_parameters"] = leaves_unused(model, collate([parts[1][0]]))
             steps = steps_of(spec, 0 if kept is None else len(kept))
             arguments = _arguments(scratch, spec, steps, seed, group_by_length and kept is not None, **more)
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
@@ -309,7 +317,7 @@ def _of_several() -> dict[str, Any]:
     if count() == 1:
         return {}
     # supports and masks are the only buffers that differ from model to model, and those have been compared
-    found: dict[str, Any] = {"ddp_broadcast_buffers": False, "ddp_find_unused_parameters": True}
+    found: dict[str, Any] = {"ddp_broadcast_buffers": False}
     return found | ({} if uses_gpus() else {"use_cpu": True})
 
 

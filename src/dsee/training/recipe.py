@@ -296,6 +296,7 @@ class Recipe(Section):
         cache_prefix: run the frozen layers below the first adapted one once instead of in every epoch; needs
             ``update.layers_to_transform`` without the first layer, and no dropout below.
         report_to: who is told of losses and figures while a stage tunes.
+        fsdp: while tuning, every process holds a piece of the model (FSDP2) instead of all of it.
     """
 
     model: str
@@ -320,6 +321,7 @@ class Recipe(Section):
     group_by_length: bool = True
     cache_prefix: bool = False
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    fsdp: bool = False
 
     @model_validator(mode="after")
     def _keys_of_the_method(self) -> Recipe:

@@ -10,6 +10,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dsee.errors import InputError
+from dsee.modes import evaluating
 from dsee.processes import count, index, leads, shared
 from dsee.tasks.stream import Streamed
 from dsee.training.distillation import IGNORE
@@ -107,6 +108,20 @@ def counted(labels: torch.Tensor) -> int:
         # the first token is nobody's next one
         return int((labels[:, 1:] != IGNORE).sum())
     return len(labels)
+
+
+def leaves_unused(model: torch.nn.Module, batch: Any) -> bool:
+    """Whether something that is trained has no part in the loss, for which the other processes would wait.
+
+    Args:
+        model: the model; its mode is restored, and no gradient is kept.
+        batch: a batch with labels.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    inputs = {key: value.to(trained[0].device) if torch.is_tensor(value) else value for key, value in batch.items()}
+    with evaluating(model), torch.enable_grad():
+        found = torch.autograd.grad(model(**inputs).loss, trained, allow_unused=True)
+    return any(gradient is None for gradient in found)
 
 
 class _Sharing(Trainer):
