@@ -20,7 +20,7 @@ from dsee.training.recipe import PruneSpec, Recipe
 from dsee.training.rules import at_once
 from dsee.training.same import seen_by_all, starting_point
 from dsee.training.setting import Setting
-from dsee.training.stage import StageRecord, fingerprint
+from dsee.training.stage import StageRecord, fingerprint, half_written
 
 #: Keys of the recipe that decide what tuning finds.
 TUNED_BY = {
@@ -86,6 +86,8 @@ class _Runner:
         self.keys[name] = key
         kept = StageRecord(self.setting.output, name, key)
         found = None if self.fresh else first(lambda: kept.results(artifacts))
+        if kept.spoilt:
+            self.progress.say(f"{name}: {kept.spoilt} Not used: the stage is run again.")
         if found is not None:
             self.progress.skipped(name)
         else:
@@ -133,7 +135,8 @@ def run(
         agree(
             "what the run starts from", starting_point(setting), "Give all processes the same recipe, data and model."
         )
-        first(lambda: _claim(target))
+        for left in first(lambda: _claim(target)):
+            progress.say(f"{left} is half-written, by a run that was broken off. Not used: its stage is run again.")
         return _all_stages(runner)
 
 
@@ -250,8 +253,8 @@ def _write(runner: _Runner, variants: dict[str, Path]) -> None:
         )
 
 
-def _claim(target: Path) -> None:
-    """Refuse a folder that holds something else, before hours of work end in it."""
+def _claim(target: Path) -> list[Path]:
+    """Refuse a folder that holds something else, before hours of work end in it; return what is half-written there."""
     if target.is_file():
         raise InputError(f"output: {target} is a file. Choose a folder.")
     ours = {
@@ -270,3 +273,4 @@ def _claim(target: Path) -> None:
     if names and "stages" not in names and not names <= ours:
         raise InputError(f"output: {target} holds other things ({min(names - ours)}, ...). Choose an empty folder.")
     target.mkdir(parents=True, exist_ok=True)
+    return half_written(target)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsee._version import __version__
+from dsee.artifact.atomic import WRITING
 from dsee.artifact.manifest import sha256, verify
 from dsee.errors import ArtifactError
 
@@ -47,6 +48,8 @@ class StageRecord:
         """
         self.path = output / "stages" / f"{name}.json"
         self.key = key
+        #: why what an earlier run left cannot be used, in the words of :meth:`results`
+        self.spoilt: str | None = None
 
     def results(self, artifacts: list[Path]) -> dict[str, Any] | None:
         """Return what the stage found, or None if it has to be run (again).
@@ -62,7 +65,13 @@ class StageRecord:
                 if not path.is_file():
                     verify(path)
             results: dict[str, Any] = stored["results"]
-        except (OSError, ValueError, KeyError, TypeError, ArtifactError):
+        except FileNotFoundError:
+            return None
+        except ArtifactError as error:
+            self.spoilt = str(error)
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.spoilt = f"{self.path} cannot be read ({type(error).__name__})."
             return None
         return results
 
@@ -85,6 +94,16 @@ class StageRecord:
             ) from error
 
 
+def half_written(output: Path) -> list[Path]:
+    """Return what a run that was broken off while saving has left beside its artifacts; none of it is ever read.
+
+    Args:
+        output: the run's folder.
+    """
+    folders = [folder for folder in (output, output / "stages") if folder.is_dir()]
+    return [path for folder in folders for path in sorted(folder.glob(f".*{WRITING}"))]
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that it is either the old or the new one, never half of it.
 
@@ -92,7 +111,7 @@ def write_whole(path: Path, text: str) -> None:
         path: the file.
         text: its content.
     """
-    aside = path.with_name(f".{path.name}.writing")
+    aside = path.with_name(f".{path.name}{WRITING}")
     with aside.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
