@@ -41,7 +41,7 @@ def test_a_pages_code_runs(page, tmp_path, monkeypatch):
 
 RECIPES = [
     text
-    for page in ("recipes", "recovery", "tasks", "generation")
+    for page in ("recipes", "recovery", "tasks", "generation", "training-distributed")
     for text in blocks(ROOT / "docs" / f"{page}.md", "yaml")
 ]
 

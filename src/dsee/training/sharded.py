@@ -59,8 +59,8 @@ def in_pieces(model: nn.Module) -> nn.Module:
     for view in layers(twin):
         fully_shard(view.module, mesh=mesh)
     fully_shard(twin, mesh=mesh)
-    # how a Trainer learns that the model deals with its gradients by itself
-    twin.is_distributed_loading_by_transformers = True
+    # how a Trainer learns that the model deals with its gradients by itself; nn.Module types its attributes
+    vars(twin)["is_distributed_loading_by_transformers"] = True
     return twin
 
 
