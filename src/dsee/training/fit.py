@@ -248,23 +248,25 @@ def fit(
         keeper = KeepBest(look, bar, spec, schedule, metric)
         rows = Taught(parts[0], taught.answers) if taught else parts[0]
         pieces = fsdp and count() > 1
-        trained = in_pieces(model) if pieces else model
-        common = {"model": trained, "callbacks": [*growing, *callbacks, keeper]}
+        common = {"model": in_pieces(model) if pieces else model, "callbacks": [*growing, *callbacks, keeper]}
         with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
             more = _further(taught is None and not cache_prefix, objective, reports)
-            if count() > 1 and not pieces:
-                more["ddp_find_unused_parameters"] = leaves_unused(model, collate([parts[1][0]]))
+            more |= _of_several(None if pieces else model, parts[1], collate)
             steps = steps_of(spec, 0 if kept is None else len(kept))
             arguments = _arguments(scratch, spec, steps, seed, group_by_length and kept is not None, **more)
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
-            trainer.remove_callback(_printer())
-            keeper.tell = trainer.log if arguments.report_to else None
-            # the first process draws the order of the batches, as if it were alone
-            set_seed(seed + APART * index())
-            trainer.train()
+            _train(trainer, keeper, seed)
     _restore(model, keeper.state)
     model.eval()
     return keeper
+
+
+def _train(trainer: Trainer, keeper: KeepBest, seed: int) -> None:
+    trainer.remove_callback(_printer())
+    keeper.tell = trainer.log if trainer.args.report_to else None
+    # the first process draws the order of the batches, as if it were alone
+    set_seed(seed + APART * index())
+    trainer.train()
 
 
 def _further(plain: bool, objective: Objective | None, reports: Reports | None) -> dict[str, Any]:
@@ -292,7 +294,7 @@ def _check_cacheable(
 def _arguments(
     scratch: str, spec: TrainSpec, steps: int, seed: int, group_by_length: bool, **more: Any
 ) -> TrainingArguments:
-    settings = {"output_dir": scratch, "logging_strategy": "no", "report_to": []} | _of_several() | more
+    settings = {"output_dir": scratch, "logging_strategy": "no", "report_to": []} | more
     return TrainingArguments(
         num_train_epochs=spec.epochs,
         max_steps=spec.max_steps or -1,
@@ -312,12 +314,14 @@ def _arguments(
     )
 
 
-def _of_several() -> dict[str, Any]:
-    """Arguments of the Trainer as one of several processes."""
+def _of_several(model: nn.Module | None, validation: Any, collate: Any) -> dict[str, Any]:
+    """Arguments of the Trainer as one of several processes, with a model that is whole on each of them or None."""
     if count() == 1:
         return {}
     # supports and masks are the only buffers that differ from model to model, and those have been compared
     found: dict[str, Any] = {"ddp_broadcast_buffers": False}
+    if model is not None:
+        found["ddp_find_unused_parameters"] = leaves_unused(model, collate([validation[0]]))
     return found | ({} if uses_gpus() else {"use_cpu": True})
 
 
