@@ -119,8 +119,8 @@ def main():
     for number in range(MOST):
         # by turns while computing and while saving; the last attempt is left alone
         timed = number % 2 == 0
-        limit = draw.uniform(0.1, 0.7) * whole if timed else None
-        die_at = None if timed else draw.randrange(1, operations // 2)
+        limit = draw.uniform(0.1, 0.5) * whole if timed else None
+        die_at = None if timed else draw.randrange(1, operations // 3)
         if number == MOST - 1:
             limit = die_at = None
         half += bool(list(output.rglob(".*.writing")))

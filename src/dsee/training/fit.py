@@ -179,6 +179,12 @@ def steps_of(spec: TrainSpec, examples: int) -> int:
     return spec.max_steps or spec.epochs * math.ceil(examples / spec.batch_size)
 
 
+def _once(distillation: Distillation | None, objective: Objective | None) -> bool:
+    """Whether a teacher is asked once for each row instead of at every step."""
+    # the answers of a model that writes, a row of the vocabulary for every token, would fill any memory
+    return distillation is not None and not distillation.hidden and objective is None
+
+
 def _taught(teacher: Any, data: Encoded, collate: Any, bar: Bar) -> Taught:
     """The data with the teacher's answers, each asked for once; the bar advances by the examples."""
     start = time.process_time()
@@ -238,20 +244,18 @@ def fit(
     """
     kept = None if isinstance(train, Streamed) else train
     _check_cacheable(cache_prefix, kept, distillation, schedule)
+    pieces = fsdp and count() > 1
     parts, collate = [train, validation], objective.collate if objective else DataCollatorWithPadding(tokenizer)
-    # the answers of a model that writes, a row of the vocabulary for every token, would fill any memory
-    once = distillation is not None and not distillation.hidden and objective is None
-    taught = _taught(teacher, kept, collate, bar) if once and kept is not None else None
+    taught = _taught(teacher, kept, collate, bar) if _once(distillation, objective) and kept is not None else None
     growing = [] if schedule is None else [GradualCallback(schedule)]
     with prefix_cache(model, parts, collate) if cache_prefix else nullcontext((parts, collate)) as (parts, collate):
         look = objective.evaluate if objective else partial(evaluate, data=parts[1], collate=collate)
         keeper = KeepBest(look, bar, spec, schedule, metric)
         rows = Taught(parts[0], taught.answers) if taught else parts[0]
-        pieces = fsdp and count() > 1
         common = {"model": in_pieces(model) if pieces else model, "callbacks": [*growing, *callbacks, keeper]}
         with tempfile.TemporaryDirectory(prefix="dsee-") as scratch:
-            more = _further(taught is None and not cache_prefix, objective, reports)
-            more |= _of_several(None if pieces else model, parts[1], collate)
+            more = _of_several(None if pieces else model, parts[1], collate)
+            more |= _further(taught is None and not cache_prefix, objective, reports)
             steps = steps_of(spec, 0 if kept is None else len(kept))
             arguments = _arguments(scratch, spec, steps, seed, group_by_length and kept is not None, **more)
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
