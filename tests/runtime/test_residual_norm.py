@@ -54,7 +54,7 @@ def test_copies_and_pickles_stay_fused():
     model = tiny_bert().eval()
     before = logits(model)
     found = fuse_norms(model)
-    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301 - our own bytes
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert sum(isinstance(module, ResidualNorm) for module in again.modules()) == len(found)
         with torch.inference_mode():
             close(logits(again), before)
