@@ -24,12 +24,17 @@ BATCHES = [(1, 96), (1, 128), (8, 128), (2, 384)]
 ZEROS = (0.5, 0.7, 0.8)
 
 
+def keep_input(seen: dict[str, torch.Tensor], name: str, args: tuple[torch.Tensor, ...]) -> None:
+    """Note what a layer was given."""
+    seen.setdefault(name, args[0])
+
+
 def layout_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, object]]:
     """The input of each layer on the kernels, and a matrix of its shape that holds nothing."""
     seen: dict[str, torch.Tensor] = {}
     layers = on_kernels(model)
     hooks = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, args[0]) and None)
+        layer.register_forward_pre_hook(lambda _, args, name=name: keep_input(seen, name, args))
         for name, layer in layers.items()
     ]
     model(**inputs)
