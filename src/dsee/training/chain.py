@@ -11,7 +11,7 @@ from dsee.architectures import layers
 from dsee.errors import InputError
 from dsee.measure import flops, parameters
 from dsee.modes import evaluating
-from dsee.processes import agree, count, first
+from dsee.processes import agree, first
 from dsee.pruning import (
     Budget,
     Gradual,
@@ -41,8 +41,6 @@ from dsee.training.reports import Reports
 from dsee.training.rules import at_once, check_recipe, mask_rules_of, rules_of, schedule_of
 from dsee.training.same import digests
 from dsee.training.setting import Setting
-from dsee.training.sharded import check_sharding
-from dsee.training.shares import check_batches
 
 CALIBRATION_BATCH = 32
 #: How many sentences of the training part choose a support by gradients.
@@ -181,9 +179,6 @@ def preflight(setting: Setting) -> None:
         InputError: the first such thing.
     """
     check_recipe(setting.recipe)
-    check_batches(setting.recipe, count())
-    if count() > 1 or setting.recipe.fsdp:
-        check_sharding(setting.recipe)
     empty = setting.empty_model()
     layers(empty)
     check_method(setting.recipe, setting.empty_model())

@@ -10,7 +10,7 @@ from typing import Any
 
 from dsee.errors import InputError
 from dsee.measure.hardware import hardware
-from dsee.processes import agree, before_the_others, first, leads, together
+from dsee.processes import agree, before_the_others, count, first, leads, together
 from dsee.tasks.bad_rows import in_short
 from dsee.training import chain
 from dsee.training.answers import questions, submit
@@ -20,6 +20,8 @@ from dsee.training.recipe import PruneSpec, Recipe
 from dsee.training.rules import at_once
 from dsee.training.same import seen_by_all, starting_point
 from dsee.training.setting import Setting
+from dsee.training.sharded import check_sharding
+from dsee.training.shares import check_batches
 from dsee.training.stage import StageRecord, fingerprint, half_written
 
 #: Keys of the recipe that decide what tuning finds.
@@ -127,7 +129,8 @@ def run(
     target = (output or base / recipe.output).resolve()
     setting = Setting(recipe, base, target)
     with together():
-        progress = (progress if leads() else None) or Silent()
+        progress, processes = (progress if leads() else None) or Silent(), count()
+        first(lambda: _check_several(recipe, processes))
         # the first one fills the caches of the data
         for note in in_short(before_the_others(lambda: _look_ahead(setting))):
             progress.say(note)
@@ -138,6 +141,12 @@ def run(
         for left in first(lambda: _claim(target)):
             progress.say(f"{left} is half-written, by a run that was broken off. Not used: its stage is run again.")
         return _all_stages(runner)
+
+
+def _check_several(recipe: Recipe, processes: int) -> None:
+    check_batches(recipe, processes)
+    if processes > 1 or recipe.fsdp:
+        check_sharding(recipe)
 
 
 def _look_ahead(setting: Setting) -> list[str]:
