@@ -79,11 +79,18 @@ def together() -> Iterator[None]:
     if launched() == 1 or _group.count > 1:
         yield
         return
-    _join()
+    try:
+        _join()
+    except InputError as error:
+        # each finds it by itself
+        raise (EchoError(error.exit_code) if os.environ["RANK"] != "0" else error) from None
     try:
         yield
     except BaseException as error:
-        raise _told(error) from error
+        told = _told(error)
+        if told is error:
+            raise
+        raise told from error
     else:
         _leave()
 
@@ -106,7 +113,13 @@ def _join() -> None:
     if distributed.is_initialized():
         _group.index, _group.count = distributed.get_rank(), distributed.get_world_size()
     else:
-        _group.store, _group.index, _group.count = next(iter(rendezvous("env://", timeout=timedelta(minutes=30))))
+        try:
+            _group.store, _group.index, _group.count = next(iter(rendezvous("env://", timeout=timedelta(minutes=30))))
+        except ValueError as error:
+            raise InputError(
+                f"RANK and WORLD_SIZE speak of {launched()} processes, but {error}. Start them with torchrun, or unset "
+                "WORLD_SIZE to run in one."
+            ) from error
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if gpus else "gloo",
             store=PrefixStore("dsee", _group.store),

@@ -175,6 +175,17 @@ def test_verbs_for_one_process_refuse_several(dsee_command, monkeypatch, tmp_pat
     assert processes.launched() == 1
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_processes_that_nobody_can_find_are_told_of_torchrun(monkeypatch, rank):
+    for name, value in {"WORLD_SIZE": "2", "RANK": rank, "ACCELERATE_USE_CPU": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError if rank == "0" else EchoError) as caught, processes.together():
+        pass
+    assert ("Start them with torchrun" in str(caught.value)) == (rank == "0")
+    assert processes.count() == 1
+
+
 def test_the_recipe_says_whether_the_model_is_in_pieces():
     assert not recipe().fsdp
     assert json.loads(recipe(fsdp=True).model_dump_json())["fsdp"] is True
