@@ -24,7 +24,7 @@ TESTS = Path(__file__).resolve().parents[1]
 # sums in another order, over some dozens of steps
 TOLERANCE = 2e-5
 SHORT = {"learning_rate": 1e-2, "batch_size": 8}
-PLAIN = {"export": {"onnx": []}, "base_dropout": 0.0, "tune": SHORT | {"epochs": 2}, "recover": SHORT | {"epochs": 1}}
+PLAIN = {"export": {"onnx": []}, "base_dropout": 0.0, "tune": SHORT | {"epochs": 1}, "recover": SHORT | {"epochs": 1}}
 
 
 def start(arguments, **more):
@@ -134,8 +134,14 @@ VARIANTS = {
     "full": {"method": "full", "update": None, "prune": {"weights": {"ratio": 0.5, "score": "weight"}}},
     "by-gradient": {"update": {"r": 2, "n_sparse": 8, "support": "gradient"}, "prune": None},
     "streamed": {
-        "data": {"train": "train.csv", "validation": "held.csv", "test": "held.csv", "streaming": True},
-        "tune": SHORT | {"max_steps": 30, "eval_steps": 15},
+        "data": {
+            "train": "train.csv",
+            "validation": "held.csv",
+            "test": "held.csv",
+            "streaming": True,
+            "labels": ["negative", "positive"],
+        },
+        "tune": SHORT | {"max_steps": 25, "eval_steps": 15},
         "prune": None,
     },
     "cached": {
@@ -173,13 +179,11 @@ WRITING = {
 }
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory, model_folder):
-    """All variants in two processes, which start once; folder, paths, and what both saw or the words of the failure."""
-    folder = tmp_path_factory.mktemp("many")
+def variants(folder, model_folder):
+    """Write all recipes and their data; return their paths."""
     paths = {}
     for name, changes in VARIANTS.items():
-        path = ground(folder, model_folder, **changes)
+        path = ground(folder, model_folder, 121, **changes)
         content = {key: value for key, value in yaml.safe_load(path.read_text()).items() if value is not None}
         paths[name] = path.with_name(f"{name}.yaml")
         paths[name].write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -190,6 +194,14 @@ def many(tmp_path_factory, model_folder):
     for name, changes in WRITING.items():
         paths[name] = folder / f"{name}.yaml"
         paths[name].write_text(yaml.safe_dump({"model": "tiny-gpt2"} | WRITTEN | changes), encoding="utf-8")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, model_folder):
+    """All variants in two processes, which start once; folder, paths, and what both saw or the words of the failure."""
+    folder = tmp_path_factory.mktemp("many")
+    paths = variants(folder, model_folder)
 
     @cache
     def both():
