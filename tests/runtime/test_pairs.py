@@ -19,7 +19,7 @@ def test_every_family_keeps_its_logits(family):
     model = family.base().eval()
     dsee.prune(model, dsee.Blocks(0.6, score="weight"))
     for module in list(model.modules()):
-        if type(module) in (torch.nn.Linear,) or type(module).__name__ == "Conv1D":
+        if type(module) is torch.nn.Linear or type(module).__name__ == "Conv1D":
             to_kernels(module, "blocks")
     fused = fuse(model)
     with torch.inference_mode():

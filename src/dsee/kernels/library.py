@@ -7,6 +7,7 @@ import os
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint8
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from dsee.errors import InputError, nearest
 from dsee.kernels.compile import LIBRARY
@@ -85,8 +86,8 @@ class Library:
         loaded.dsee_int8_run.argtypes = [address, c_char_p, c_int32]
         loaded.dsee_int8_check.argtypes = [address, c_int64, c_int64, c_int64]
         loaded.dsee_int8_can.argtypes = [c_char_p]
-        both = [address, address, c_int32, address, address, c_int32, address, address, c_int64]
-        loaded.dsee_linears.argtypes = [*both, c_char_p, c_int32]
+        layer: list[Any] = [address, address, c_int32]
+        loaded.dsee_linears.argtypes = [*layer, *layer, address, address, c_int64, c_char_p, c_int32]
         loaded.dsee_add_norm.argtypes = [*[address] * 5, c_int64, c_int64, c_float, c_char_p, c_int32]
         self._loaded, self._linear = loaded, loaded.dsee_linear
         names = (c_char_p * 8)()
