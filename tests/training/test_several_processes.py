@@ -283,7 +283,6 @@ def test_an_error_on_one_process_ends_both_with_one_message(tmp_path, model_fold
     code, _, errors = finish(start([script, str(tmp_path), str(path)], DSEE_TEST_FAILS_ON=rank), 600)
     assert code != 0
     assert errors.count("the third step is one too many") == 1
-    assert errors.count("error: ") - errors.count("ChildFailedError: ") == 1 or rank == "0"
     assert ("process 1 of 2: " in errors) == (rank == "1")
     assert not list(tmp_path.glob("seen-*"))
 
@@ -294,5 +293,5 @@ def test_a_mistake_in_the_recipe_is_said_once(tmp_path, model_folder):
     code, _, errors = finish(start(["-m", "dsee", "run", str(path)]), 600)
     assert code != 0
     assert errors.count("tune.batch_size=7 cannot be shared out among 2 processes") == 1
-    assert "Traceback (most recent call last):\n  File" not in errors.split("torch.distributed.elastic")[0]
+    assert "Traceback (most recent call last):\n  File" not in errors.split("torch/distributed/elastic")[0]
     assert not (tmp_path / "out").exists()
