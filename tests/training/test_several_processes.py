@@ -131,7 +131,14 @@ VARIANTS = {
     "grown": {"prune": {"weights": {"ratio": 0.5, "score": "movement"}, "schedule": {"every": 2}, "calibration": 32}},
     "gates": {"gates": True, "prune": {"heads": {"amount": 1, "score": "gate"}}},
     "lora": {"method": "lora", "update": {"r": 4}, "prune": {"weights": {"ratio": 0.5, "score": "weight"}}},
-    "full": {"method": "full", "update": None, "prune": {"weights": {"ratio": 0.5, "score": "weight"}}},
+    # Adam's first steps on every weight have the sign of its gradient, which where it is near 0 is that of the rounding
+    "full": {
+        "method": "full",
+        "update": None,
+        "tune": {"epochs": 1, "learning_rate": 5e-4, "batch_size": 8},
+        "prune": {"weights": {"ratio": 0.5, "score": "weight"}},
+        "recover": {"epochs": 1, "learning_rate": 5e-4, "batch_size": 8},
+    },
     "by-gradient": {"update": {"r": 2, "n_sparse": 8, "support": "gradient"}, "prune": None},
     "streamed": {
         "data": {
