@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dsee.errors import InputError
 from dsee.tasks.generation import Example, GenerationSpec, load_generation_data
-from dsee.tasks.generation.rows import _cut_off
+from dsee.tasks.generation.parts import _cut_off
 from dsee.tasks.spec import DataSpec
 from writing_tools import rows, write_jsonl
 
@@ -74,15 +74,15 @@ def test_no_prompt_is_in_two_parts(prompts, seed):
 @pytest.mark.parametrize(
     ("change", "spec", "said"),
     [
-        ({"target": " "}, {}, r"train\.jsonl, row 3: column 'target' is empty"),
-        ({"target": None}, {}, r"row 3: column 'target' is empty"),
+        ({"target": " "}, {}, r"train\.jsonl, line 3: column 'target' is empty"),
+        ({"target": None}, {}, r"line 3: column 'target' is empty"),
         ({"references": []}, {"target": "sorce"}, r"no column 'sorce' \(generation.target\).*Did you mean 'source'"),
         (
             {"references": ["a", ""]},
             {"references": "references"},
-            r"row 3: .*no list of texts \(generation.references\)",
+            r"line 3: .*no list of texts \(generation.references\)",
         ),
-        ({"name": "", "food": " "}, {"source": ["name", "food"]}, r"row 3: all of its columns name, food are empty"),
+        ({"name": "", "food": " "}, {"source": ["name", "food"]}, r"line 3: all of its columns name, food are empty"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, change, spec, said):
@@ -93,7 +93,7 @@ def test_a_bad_row_is_named(tmp_path, change, spec, said):
 
 
 def test_a_number_is_no_text(tmp_path):
-    with pytest.raises(InputError, match="row 1: column 'target' holds 3, which is not text"):
+    with pytest.raises(InputError, match="line 1: column 'target' holds 3, which is not text"):
         load(tmp_path, [{"source": "a", "target": 3}] * 5)
 
 
