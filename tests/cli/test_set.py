@@ -34,7 +34,7 @@ def test_a_key_gets_another_value(text, found):
         ("seed", "--set seed: give KEY=VALUE"),
         ("=3", "give KEY=VALUE"),
         ("tune..epochs=1", "give KEY=VALUE"),
-        ("prune.weights.score=weight", "prune.weights is 0.5 in the recipe. Give prune.weights as a whole"),
+        ("prune.weights.score=weight", "prune.weights is 0.5 in the recipe. Give prune.weights={...} as a whole"),
         ("seed=[", "not valid YAML"),
         ("update={r: 1, r: 2}", "occurs twice"),
     ],
