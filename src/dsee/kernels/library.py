@@ -82,6 +82,7 @@ class Library:
         loaded.dsee_int8_run.argtypes = [address, c_char_p, c_int32]
         loaded.dsee_int8_check.argtypes = [address, c_int64, c_int64, c_int64]
         loaded.dsee_int8_can.argtypes = [c_char_p]
+        loaded.dsee_add_norm.argtypes = [*[address] * 5, c_int64, c_int64, c_float, c_char_p, c_int32]
         self._loaded, self._linear = loaded, loaded.dsee_linear
         names = (c_char_p * 8)()
         count = loaded.dsee_paths(names, 8)
@@ -146,6 +147,24 @@ class Library:
         """
         if self._linear(matrix, bias, x, y, tokens, activation, self._name, threads):
             raise MemoryError("dsee.kernels: no memory for a panel of activations.")
+
+    def add_norm(
+        self, a: int, b: int, gain: int, shift: int, y: int, tokens: int, width: int, eps: float, threads: int
+    ) -> None:
+        """Compute the layer norm of a sum, everything given by its address.
+
+        Args:
+            a: of float32 (tokens, width).
+            b: like ``a``.
+            gain: of float32 (width,).
+            shift: like ``gain``.
+            y: of float32 (tokens, width); may be ``a`` or ``b``.
+            tokens: how many.
+            width: features of a token.
+            eps: added to the variance.
+            threads: how many threads may share it.
+        """
+        self._loaded.dsee_add_norm(a, b, gain, shift, y, tokens, width, eps, self._name, threads)
 
     def attend(self, attention: ctypes.Structure, threads: int) -> None:
         """Compute attention whose tensors fit each other.

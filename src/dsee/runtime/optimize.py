@@ -20,6 +20,7 @@ from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
 from dsee.runtime import own_attention
 from dsee.runtime.activations import fuse, unfuse
+from dsee.runtime.residual_norm import fuse_norms, unfuse_norms
 from dsee.runtime.side_kernels import register
 
 #: A sparse way has to win by this share of the dense time, or the layer stays dense.
@@ -67,6 +68,7 @@ class Choices:
         deviation: norm of the change of the outputs over their norm, on the sample; 0 without 8-bit layers, where only
             rounding differs.
         attention: "sdpa" (torch's), "dsee" (the kernels') or "" where the model leaves no choice.
+        norms: layer norms that take the sum before them along.
     """
 
     layers: list[Choice]
@@ -75,6 +77,7 @@ class Choices:
     gain: float = 1.0
     attention: str = ""
     deviation: float = 0.0
+    norms: int = 0
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
@@ -101,8 +104,9 @@ class Choices:
             + (f"  with {layer.activation}" if layer.activation else "")
             for layer in self.layers
         ]
-        attention = [f"  attention: {self.attention}"] if self.attention else []
-        return "\n".join([self.summary, *lines, *attention, f"whole model: {self.gain:.2f} times as fast"])
+        others = [f"  attention: {self.attention}"] if self.attention else []
+        others += [f"  sum and layer norm in one: {self.norms}"] if self.norms else []
+        return "\n".join([self.summary, *lines, *others, f"whole model: {self.gain:.2f} times as fast"])
 
 
 def optimize(
@@ -157,7 +161,7 @@ def optimize(
         _apply(model, choices, packed)
         if base is not None:
             _choose_attention(model, base, inputs, rounds, choices)
-        if any(layer.chosen != DENSE for layer in choices.layers) or choices.attention == own_attention.NAME:
+        if choices._undo:
             choices.gain = before / _whole(model, inputs, rounds)
         if any(layer.chosen == "int8" for layer in choices.layers):
             choices.deviation = float((_outputs(model, inputs) - outputs).norm() / outputs.norm())
@@ -166,7 +170,7 @@ def optimize(
         choices.undo()
         choices.layers = [Choice(layer.name, DENSE, layer.times_ms, layer.density) for layer in choices.layers]
         choices.attention = own_attention.STANDARD if choices.attention else ""
-        choices.gain, choices.deviation = 1.0, 0.0
+        choices.gain, choices.deviation, choices.norms = 1.0, 0.0, 0
     return choices
 
 
@@ -259,8 +263,12 @@ def _apply(model: nn.Module, choices: Choices, packed: Mapping[str, Packed]) -> 
         linear = model.get_submodule(name)
         to_kernels(linear, state.kind, packed=state)
         choices._undo.append(partial(from_kernels, linear))
-    fused = fuse(model)
-    choices._undo.append(partial(unfuse, fused))
+    fused, norms = fuse(model), fuse_norms(model)
+    choices.norms = len(norms)
+    if fused:
+        choices._undo.append(partial(unfuse, fused))
+    if norms:
+        choices._undo.append(partial(unfuse_norms, norms))
     named = {id(each.linear): each.name for each in fused}
     choices.layers = [
         replace(each, activation=named.get(id(model.get_submodule(each.name)))) for each in choices.layers

@@ -74,6 +74,15 @@ typedef struct {
     int32_t activation;
 } dsee_int8;
 
+/* y = gain * (a + b - mean) / sqrt(var + eps) + shift over the last dimension; y may be a or b. */
+typedef struct {
+    const float *a, *b;         /* tokens x width */
+    const float *gain, *shift;  /* width */
+    float *y;                   /* tokens x width */
+    int64_t tokens, width;
+    float eps;
+} dsee_norm;
+
 /* One instruction set. */
 typedef struct {
     const char *name;
@@ -83,6 +92,7 @@ typedef struct {
     size_t (*attention_floats)(const dsee_attention *a);
     void (*int8_panel)(const dsee_int8 *d, int64_t token, int64_t n, float *scratch); /* up to 16 tokens; NULL: has none */
     size_t (*int8_floats)(const dsee_int8 *d);
+    void (*add_norm)(const dsee_norm *n, int64_t token, int64_t tokens);
 } dsee_path;
 
 extern const dsee_path dsee_path_baseline, dsee_path_avx2, dsee_path_avx512, dsee_path_neon;
@@ -110,5 +120,7 @@ PUBLIC int32_t dsee_attend(const dsee_attention *a, const char *path, int32_t th
 PUBLIC int32_t dsee_int8_check(const dsee_int8 *d, int64_t starts, int64_t blocks, int64_t values);
 PUBLIC int32_t dsee_int8_run(const dsee_int8 *d, const char *path, int32_t threads); /* as dsee_run; 3: not on this path */
 PUBLIC int32_t dsee_int8_can(const char *path);                                      /* 1: this path has 8-bit products */
+PUBLIC int32_t dsee_add_norm(const float *a, const float *b, const float *gain, const float *shift, float *y, int64_t tokens,
+                             int64_t width, float eps, const char *path, int32_t threads); /* 0: done; 1: unknown path */
 
 #endif

@@ -178,3 +178,25 @@ int32_t dsee_int8_can(const char *name) {
     const dsee_path *path = called(name);
     return path && path->int8_panel;
 }
+
+typedef struct {
+    dsee_norm norm;
+    const dsee_path *path;
+    int64_t step;
+} norming;
+
+static void some_tokens(void *argument, int64_t i) {
+    norming *all = argument;
+    int64_t token = i * all->step, left = all->norm.tokens - token;
+    all->path->add_norm(&all->norm, token, left < all->step ? left : all->step);
+}
+
+int32_t dsee_add_norm(const float *a, const float *b, const float *gain, const float *shift, float *y, int64_t tokens,
+                      int64_t width, float eps, const char *name, int32_t threads) {
+    norming all = {{a, b, gain, shift, y, tokens, width, eps}, called(name), 0};
+    if (!all.path) return 1;
+    if (tokens < 1 || width < 1) return 0;
+    all.step = threads > 1 ? (tokens + threads - 1) / threads : tokens;
+    dsee_parallel((tokens + all.step - 1) / all.step, threads, some_tokens, &all);
+    return 0;
+}
