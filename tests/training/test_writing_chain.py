@@ -206,9 +206,7 @@ def test_bad_rows_of_writing_stop_the_run_or_are_in_the_report(ground, tmp_path)
     with pytest.raises(InputError, match=r"bad\.jsonl, line 8: column 'source' is empty"):
         run(load_recipe(recipe_for(ground, "gpt2", data=data, **short)), base=ground, output=tmp_path / "out")
     recipe = load_recipe(recipe_for(ground, "gpt2", data=data | {"max_bad_rows": 1}, **short))
-    with pytest.raises(
-        InputError, match=r"(?s)2 rows .* \(1 x missing text, 1 x too long\).*line 10: the prompt"
-    ):
+    with pytest.raises(InputError, match=r"(?s)2 rows .* \(1 x missing text, 1 x too long\).*line 10: the prompt"):
         run(recipe, base=ground, output=tmp_path / "out")
     recipe = load_recipe(recipe_for(ground, "gpt2", data=data | {"max_bad_rows": 2}, **short))
     result = run(recipe, base=ground, output=tmp_path / "out")
