@@ -109,7 +109,8 @@ def test_the_command_runs_each_from_one_recipe(dsee_command, tmp_path, model_fol
     assert (report["recipe"]["baseline"], report["recipe"]["method"]) == (name, METHODS[name])
     assert f"Baseline `{name}`." in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     steps = dsee.history(dsee.load(tmp_path / "out" / "model"))
-    assert [step["step"] for step in steps] == ["tune", "prune", "recover"]
+    # an update is merged too
+    assert [step["step"] for step in steps][:3] == ["tune", "prune", "recover"]
     assert steps[0].get("method", "dsee") == METHODS[name]
     # the file itself is left alone
     assert "baseline" not in yaml.safe_load(path.read_text(encoding="utf-8"))
