@@ -145,22 +145,33 @@ def keep_to_masks(model: Any) -> None:
         config.masked = True
 
 
-def after_merge(model: Any, data: Part, int8: bool) -> float:
-    """Accuracy after a masked merge, on request with every encoder linear on the kernels' 8-bit products."""
+def after_merge(model: Any, data: Part, int8: bool) -> dict[str, float]:
+    """Accuracy after a masked merge, on request also with every encoder linear on the kernels' 8-bit products.
+
+    Uses the model up: a merge leaves nothing of the update.
+    """
     import dsee
     from dsee.kernels import to_kernels
 
     merged = dsee.merge(model).eval()
-    for name, module in merged.named_modules():
-        if int8 and isinstance(module, torch.nn.Linear) and "encoder" in name:
-            to_kernels(module, "int8")
+    found = {"merged": plain_accuracy(merged, data)}
+    if int8:
+        for name, module in merged.named_modules():
+            if isinstance(module, torch.nn.Linear) and "encoder" in name:
+                to_kernels(module, "int8")
+        found["recovered_int8"] = plain_accuracy(merged, data)
+    return found
+
+
+def plain_accuracy(model: Any, data: Part) -> float:
+    """Accuracy by the model's own forward pass, in percent."""
     right = 0
     with torch.no_grad():
         for some in batches(data, 32):
             inputs = tensors(data, some)
             labels = inputs.pop("labels")
-            right += int((merged(**inputs).logits.argmax(-1) == labels).sum())
-    return 100.0 * right / len(data.labels)
+            right += int((model(**inputs).logits.argmax(-1) == labels).sum())
+    return round(100.0 * right / len(data.labels), 3)
 
 
 def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
@@ -194,17 +205,13 @@ def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
     log = train(model, how, feed, lambda text: say(f"    {text}"), loss or plain_loss, schedule)
     left = dsee.flops(model, 1, 128)
     recovered = evaluate(model, data["test"], feed)[metric]
-    merged = (
-        {"merged": round(after_merge(model, data["test"], int8=False), 3)} if cell.mask and metric == "accuracy" else {}
-    )
-    int8 = {"recovered_int8": round(after_merge(model, data["test"], int8=True), 3)} if cell.mask == "4x4" else {}
+    merged = after_merge(model, data["test"], cell.mask == "4x4") if cell.mask and metric == "accuracy" else {}
     return {
         "cell": asdict(cell),
         "unpruned": round(unpruned, 3),
         "raw": round(raw, 3),
         "recovered": round(recovered, 3),
         **merged,
-        **int8,
         "validation": round(max(entry[metric] for entry in log), 3),
         "encoder_flops": round((left.encoder - left.update) / (dense.encoder - dense.update), 4),
         "effective_flops": round((left.effective - left.update) / (dense.effective - dense.update), 4),

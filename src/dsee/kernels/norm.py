@@ -45,6 +45,6 @@ def add_norm(
         return functional.layer_norm(a + b, (width,), gain, shift, eps)
     a, b, gain, shift = a.contiguous(), b.contiguous(), gain.contiguous(), shift.contiguous()
     y = a if into_a else torch.empty_like(a)
-    places = [t.data_ptr() for t in (a, b, gain, shift, y)]
+    places = (a.data_ptr(), b.data_ptr(), gain.data_ptr(), shift.data_ptr(), y.data_ptr())
     found.add_norm(*places, a.numel() // width, width, eps, torch.get_num_threads())
     return y

@@ -50,13 +50,14 @@ class ResidualNorm(nn.Module):
         return _again, (type(self).__mro__[2],), self.__dict__
 
 
-def _again(original: type[nn.Module]) -> nn.Module:
+def _again(original: Any) -> nn.Module:
     made = fused_class(original)
-    return cast("nn.Module", made.__new__(made))
+    found: nn.Module = made.__new__(made)
+    return found
 
 
 @cache
-def fused_class(original: type[nn.Module]) -> type[nn.Module]:
+def fused_class(original: Any) -> Any:
     """Return the class that a module of another class takes.
 
     Args:
@@ -82,7 +83,8 @@ def fuse_norms(model: nn.Module) -> list[nn.Module]:
         plain = type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None
         if not plain or list(inspect.signature(type(module).forward).parameters) != INPUTS or not _same(module, dense):
             continue
-        module.__class__ = fused_class(type(module))
+        own: Any = type(module)
+        module.__class__ = fused_class(own)
         found.append(module)
     return found
 

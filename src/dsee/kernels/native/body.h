@@ -241,3 +241,5 @@ static void run(const dsee_part *p, float *scratch) {
         left -= n;
     }
 }
+
+#include "pair.h"
