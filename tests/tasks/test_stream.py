@@ -93,3 +93,11 @@ def test_long_texts_of_a_stream(tmp_path, policy):
         left = found.skipped if policy == "skip" else found.bad.counts["too long"]
         assert 0 < left == 60 - len(lengths)
     assert found.notes
+
+
+def test_labels_of_a_stream_have_to_be_listed(tmp_path):
+    for name in ("train", "validation", "test"):
+        write_csv(tmp_path / f"{name}.csv", ROWS[:8])
+    files = {name: f"{name}.csv" for name in ("train", "validation", "test")}
+    with pytest.raises(InputError, match="list them under labels"):
+        load_text_data(DataSpec(**files, streaming=True), tmp_path, 0)

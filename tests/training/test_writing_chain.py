@@ -158,7 +158,63 @@ def test_instructions_packed_or_not_with_a_teacher(ground, tmp_path, packed):
     assert result.stages["write-recovered"]["texts"] == 2
     done, total = recorder.steps["recover"]
     assert done == total
-    assert (recorder.steps["tune"][1] < 160 / 16 + 24) == packed
+    assert (recorder.steps["tune"][1] < 160 / 16 + result.sizes["test"]) == packed
+
+
+@pytest.mark.parametrize("kind", ["data-to-text", "language-modelling"])
+def test_a_stream_is_tuned_on_and_its_bad_rows_are_in_the_report(ground, tmp_path, kind):
+    content = rows(60, seed=1)
+    content[40] = {"source": "name : mill", "target": 3}
+    files = {name: f"{name}-streamed.jsonl" for name in ("train", "validation", "test")}
+    for name, file in files.items():
+        part = content if name == "train" else rows(8, seed=2)
+        write_jsonl(ground / file, [row | {"text": row["target"]} for row in part])
+    steps = {"learning_rate": 0.01, "batch_size": 8, "max_steps": 9, "eval_steps": 5}
+    writes = kind == "data-to-text"
+    recipe = load_recipe(
+        recipe_for(
+            ground,
+            "gpt2",
+            task=kind,
+            data=files | {"streaming": True, "max_bad_rows": 1, "shuffle_buffer": 16},
+            generation={"metrics": ["rouge_l"], "decoding": {"beams": 1, "max_new_tokens": 8, "limit": 2}},
+            tune=steps,
+            recover=steps | {"max_steps": 3, "distill": writes},
+            prune={"weights": 0.2, "calibration": 8},
+            max_length=48 if writes else 16,
+        )
+    )
+    recorder = Recorder()
+    result = run(recipe, base=ground, output=tmp_path / "out", progress=recorder)
+    assert all(done == total for done, total in (recorder.steps[name] for name in ("tune", "prune", "recover")))
+    assert len(result.stages["tune"]["validation"]) == 2
+    assert "train" not in result.sizes
+    write_text_report(result, recipe)
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    said = "train-streamed.jsonl, line 41: column"
+    assert page.count(said) == 1
+    assert said in "".join(json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["notes"])
+
+
+def test_bad_rows_of_writing_stop_the_run_or_are_in_the_report(ground, tmp_path):
+    content = rows(40, seed=1)
+    content[7] = {"source": " ", "target": "x"}
+    content[9] = {"source": "name : " + "mill " * 90, "target": "x"}
+    write_jsonl(ground / "bad.jsonl", content)
+    data = {"train": "bad.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
+    short = {"tune": {"max_steps": 1}, "prune": None, "generation": {"decoding": {"limit": 1, "max_new_tokens": 4}}}
+    with pytest.raises(InputError, match=r"bad\.jsonl, line 8: column 'source' is empty"):
+        run(load_recipe(recipe_for(ground, "gpt2", data=data, **short)), base=ground, output=tmp_path / "out")
+    recipe = load_recipe(recipe_for(ground, "gpt2", data=data | {"max_bad_rows": 1}, **short))
+    with pytest.raises(InputError, match=r"(?s)2 rows .* \(1 x missing text, 1 x too long\).*line 10: the prompt"):
+        run(recipe, base=ground, output=tmp_path / "out")
+    recipe = load_recipe(recipe_for(ground, "gpt2", data=data | {"max_bad_rows": 2}, **short))
+    result = run(recipe, base=ground, output=tmp_path / "out")
+    assert result.sizes["train"] == 38
+    write_text_report(result, recipe)
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "left out 2 bad row(s): 1 x missing text, 1 x too long" in page
+    assert "bad.jsonl, line 10: the prompt has" in page
 
 
 @pytest.mark.slow
@@ -210,6 +266,13 @@ def test_what_would_fail_later_fails_before_tuning(ground, tmp_path, changes, sa
     ("changes", "said"),
     [
         ({"task": "text-classification"}, "generation: is for tasks of writing"),
+        ({"data": {"train": "a.csv", "glue": "rte"}}, r"glue decides train"),
+        (
+            {"task": "language-modelling", "data": {"train": "a.txt", "too_long": "skip"}},
+            r"data\.too_long: has no meaning in task language-modelling",
+        ),
+        ({"data": {"name": "x"}, "generation": {"format": "dart"}}, r"generation\.format is for files"),
+        ({"task": "instruction", "generation": {"format": "e2e"}}, r"generation\.format: e2e is data-to-text"),
         ({"data": {"train": "a.csv", "label": "x"}}, r"data\.label: has no meaning in task data-to-text"),
         ({"generation": {"metrics": ["blue"]}}, r"generation\.metrics"),
         ({"generation": {"beam": 2}}, r"generation\.beam: unknown key"),

@@ -33,6 +33,10 @@ def run(
         str | None, typer.Option("--seeds", help="Run once for each of these, such as 0,1,2, and report the means.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run all stages again, finished or not.")] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value of a key, such as tune.epochs=1; repeatable."),
+    ] = None,
 ) -> None:
     """Tune, prune, recover, merge, export and measure, as a recipe says.
 
@@ -44,7 +48,7 @@ def run(
 
     numbers = None if seeds is None else parse_seeds(seeds)
     path = recipe_file(recipe)
-    wanted, base = load_recipe(path), path.resolve().parent
+    wanted, base = load_recipe(path, changes or []), path.resolve().parent
     if path != Path(recipe):
         # nothing is written, or looked for, where dsee is installed
         base = Path.cwd()

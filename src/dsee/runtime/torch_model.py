@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dsee.architectures._registry import plain_model
+from dsee.architectures.inputs import TYPES, takes_token_types
 from dsee.artifact.load import load
 from dsee.artifact.manifest import NAME
 from dsee.errors import InputError
@@ -128,9 +129,9 @@ class TorchModel:
         encoded = self.tokenizer(
             texts, pairs, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
-        if not getattr(plain_model(self.model).config, "type_vocab_size", 0):
-            # GPT-2 would add the word of token 0 to every token, and no export knows of types where there are none
-            encoded.pop("token_type_ids", None)
+        if not takes_token_types(plain_model(self.model).config):
+            # no export knows of types where there are none
+            encoded.pop(TYPES, None)
         found: NDArray[np.float32] = self.run(encoded.to(self.model.device)).logits.float().cpu().numpy()
         return found
 

@@ -38,12 +38,13 @@ class Sources:
     notes: list[str] = field(default_factory=list)
 
 
-def open_sources(spec: DataSpec, base: Path) -> Sources:
+def open_sources(spec: DataSpec, base: Path, *, judged: bool = True) -> Sources:
     """Open everything that a recipe names.
 
     Args:
         spec: the recipe's data section.
         base: the recipe's folder.
+        judged: whether rows have labels.
 
     Raises:
         InputError: something is not there, or cannot be read.
@@ -51,9 +52,9 @@ def open_sources(spec: DataSpec, base: Path) -> Sources:
     if spec.glue is not None:
         return _glue(spec, GLUE[spec.glue], base)
     if spec.name is not None:
-        return _named(spec, base)
+        return _named(spec, base, judged)
     named = {part: str(getattr(spec, part)) for part in PARTS if getattr(spec, part) is not None}
-    return Sources(spec, {part: _file(spec, path) for part, path in files_of(named, spec, base).items()})
+    return Sources(spec, {part: open_file(spec, path) for part, path in files_of(named, spec, base).items()})
 
 
 def files_of(named: dict[str, str], spec: DataSpec, base: Path) -> dict[str, Path]:
@@ -90,7 +91,17 @@ def data_files(spec: DataSpec, base: Path) -> list[Path]:
     return list(files_of(named, spec, base).values())
 
 
-def _file(spec: DataSpec, path: Path, *, quotes: bool = True) -> Source:
+def open_file(spec: DataSpec, path: Path, *, quotes: bool = True) -> Source:
+    """Open one table.
+
+    Args:
+        spec: the recipe's data section.
+        path: the file.
+        quotes: whether quotation marks may enclose cells at all.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     if SUFFIXES.get(path.suffix.lower(), "parquet") != "parquet" and not spec.streaming:
         # a stream is not read through before it is used; there the row is named instead
         check_utf8(path)
@@ -112,7 +123,7 @@ def _glue(spec: DataSpec, task: GlueTask, base: Path) -> Sources:
     if spec.dir is not None:
         files = _glue_files(spec, task, base)
         # GLUE's own TSV files are full of lone quotation marks
-        tables = {split: _file(spec, path, quotes=path.suffix.lower() != ".tsv") for split, path in files.items()}
+        tables = {split: open_file(spec, path, quotes=path.suffix.lower() != ".tsv") for split, path in files.items()}
     else:
         tables = _from_hub(HUB_GLUE, spec.glue, f"GLUE's {spec.glue}")
     missing = [split for split in (*splits["train"], *splits["validation"]) if split not in tables]
@@ -163,7 +174,7 @@ def _glue_files(spec: DataSpec, task: GlueTask, base: Path) -> dict[str, Path]:
     return found
 
 
-def _named(spec: DataSpec, base: Path) -> Sources:
+def _named(spec: DataSpec, base: Path, judged: bool) -> Sources:
     """A data set of the hub, or one that ``datasets`` saved in a folder."""
     folder = locate(str(spec.name), base)
     if folder.is_dir():
@@ -178,7 +189,7 @@ def _named(spec: DataSpec, base: Path) -> Sources:
             raise InputError(f"data.{part}: {spec.name} has no split {split!r}. It has: {listed(tables)}.")
         if split not in tables:
             continue
-        if wanted is None and part == "test" and _without_labels(tables[split], spec):
+        if judged and wanted is None and part == "test" and _without_labels(tables[split], spec):
             notes.append(f"the split 'test' of {spec.name} has no labels, so it is not reported on")
             continue
         labelled[part] = tables[split]

@@ -71,17 +71,39 @@ def examples(spec: DataSpec, source: Source, bad: BadRows, *, labelled: bool = T
         try:
             if isinstance(values, RowError):
                 raise values
-            if any(_name(values.get(column)) != str(value) for column, value in spec.where.items()):
+            if not matches(spec, values):
                 continue
-            texts = tuple(_text(values, column) for column in (spec.text, spec.text_pair) if column)
+            texts = tuple(text_in(values, column) for column in (spec.text, spec.text_pair) if column)
             yield Example(line, texts, read_label(spec, values) if labelled else None)
         except RowError as fault:
             bad.add(source.place(line), fault)
 
 
-def _text(values: Values, column: str) -> str:
+def matches(spec: DataSpec, values: Values) -> bool:
+    """Return whether a row is one of those that a recipe asks for.
+
+    Args:
+        spec: the recipe's data section.
+        values: the row.
+    """
+    return all(_name(values.get(column)) == str(value) for column, value in spec.where.items())
+
+
+def text_in(values: Values, column: str, *, blank: bool = False) -> str:
+    """Return the text in a column of a row.
+
+    Args:
+        values: the row.
+        column: its name.
+        blank: whether there may be none, or nothing but blanks.
+
+    Raises:
+        RowError: it is empty, or no text.
+    """
     value = values.get(column)
     if value is None or (isinstance(value, str) and not value.strip()):
+        if blank:
+            return value or ""
         raise RowError("missing text", f"column {column!r} is empty.")
     if not isinstance(value, str):
         raise RowError("wrong type", f"column {column!r} holds {value!r:.60}, which is not text.")

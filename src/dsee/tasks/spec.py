@@ -10,6 +10,8 @@ from dsee.errors import listed, nearest
 from dsee.tasks.glue_tasks import GLUE
 from dsee.tasks.kinds import KindName
 
+#: What becomes of texts that are longer than they may be.
+Policy = Literal["truncate", "error", "skip"]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 #: What one says of one's own data, and GLUE decides by itself.
@@ -90,7 +92,7 @@ class DataSpec(BaseModel):
     deduplicate: bool = False
     split: SplitSpec = SplitSpec()
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
-    too_long: Literal["truncate", "error", "skip"] = "truncate"
+    too_long: Policy = "truncate"
     streaming: bool = False
     shuffle_buffer: Annotated[int, Field(ge=1)] = 10_000
 
@@ -142,6 +144,4 @@ class DataSpec(BaseModel):
             raise ValueError("streaming: nothing can be cut off a stream; give validation and test files of their own")
         if self.deduplicate:
             raise ValueError("streaming: deduplicate would have to remember every text; do that beforehand")
-        if self.kind != "regression" and self.labels is None and not isinstance(self.label, list):
-            raise ValueError("streaming: the labels are not known before the end; list them under labels")
         return self

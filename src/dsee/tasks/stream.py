@@ -18,14 +18,25 @@ from dsee.tasks.text import Stream
 CHUNK = 256
 
 
-class _Pass(BadRows):
-    """Bad rows of one pass, told on to those of all; every pass meets the same ones, so each has a limit of its own."""
+class Pass(BadRows):
+    """Bad rows of one pass, told on to those of all; every pass meets the same ones, so each has a limit of its own.
+
+    Attributes:
+        total: bad rows of all passes.
+        long: texts of this one that are longer than they may be.
+    """
 
     def __init__(self, total: BadRows) -> None:
         super().__init__(total.limit)
         self.total, self.long = total, 0
 
     def add(self, place: str, fault: RowError) -> None:
+        """Note one.
+
+        Args:
+            place: file and line.
+            fault: what is wrong.
+        """
         super().add(place, fault)
         if f"{place}: {fault.reason}" not in self.total.said:
             self.total.add(place, fault)
@@ -91,7 +102,7 @@ class Streamed(torch.utils.data.IterableDataset[dict[str, Any]]):
         Raises:
             InputError: more bad rows than are tolerated, as soon as that is known.
         """
-        done = _Pass(self.bad)
+        done = self.new_pass()
         waiting: list[Example] = []
         for example in examples(self.stream.spec, self.stream.source, done):
             done.check()
@@ -102,13 +113,13 @@ class Streamed(torch.utils.data.IterableDataset[dict[str, Any]]):
         yield from self._features(waiting, done)
         done.check()
 
-    def _features(self, rows: list[Example], done: _Pass) -> Features:
+    def _features(self, rows: list[Example], done: Pass) -> Features:
         if not rows:
             return []
         spec, place = self.stream.spec, self.stream.source.place
         pairs = [row.texts[1] for row in rows] if spec.text_pair else None
         features, longer = tokenized([row.texts[0] for row in rows], pairs, self.tokenizer, self.max_length)
-        kept = []
+        kept, long = [], 0
         for i, (row, feature) in enumerate(zip(rows, features, strict=True)):
             try:
                 if i in longer and spec.too_long == "error":
@@ -117,15 +128,29 @@ class Streamed(torch.utils.data.IterableDataset[dict[str, Any]]):
             except RowError as fault:
                 done.add(place(row.line), fault)
                 continue
-            done.long += i in longer
+            long += i in longer
             if i not in longer or spec.too_long != "skip":
                 kept.append(feature)
-        if spec.too_long == "skip":
+        self.count_long(done, long)
+        done.check()
+        return kept
+
+    def new_pass(self) -> Pass:
+        """Return what takes the bad rows of one pass."""
+        return Pass(self.bad)
+
+    def count_long(self, done: Pass, count: int) -> None:
+        """Note texts that a pass has cut, or left out, for their length.
+
+        Args:
+            done: the pass.
+            count: how many more.
+        """
+        done.long += count
+        if self.stream.spec.too_long == "skip":
             self.skipped = max(self.skipped, done.long)
         else:
             self.truncated = max(self.truncated, done.long)
-        done.check()
-        return kept
 
     @property
     def notes(self) -> list[str]:

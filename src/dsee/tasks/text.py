@@ -235,7 +235,8 @@ def _label_names(spec: DataSpec, train: Rows | None, source: Source) -> list[str
         if len(set(names)) != len(names):
             raise InputError(f"data.labels lists a label twice: {listed(names)}.")
     else:
-        assert train is not None  # noqa: S101 - a stream names its labels
+        if train is None:
+            raise InputError("data.streaming: the labels are not known before the end; list them under labels.")
         column = train[LABEL]
         known = {name for label in column for name in (label if isinstance(label, list) else [label])}
         numeric = all(name.lstrip("-").isdigit() for name in known)

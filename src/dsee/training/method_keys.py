@@ -18,9 +18,9 @@ TITLES = {
     "norms": "norms and the task head",
 }
 #: Keys of an update that are about S2 or masks on it, which a LoRA has not.
-_SPARSE = ("support", "masked")
+SPARSE = ("support", "masked")
 #: Learning rates of an update's parts.
-_RATES = ("up_ratio", "sparse_learning_rate", "head_learning_rate")
+RATES = ("up_ratio", "sparse_learning_rate", "head_learning_rate")
 
 
 def mistakes(recipe: Recipe) -> list[str]:
@@ -42,7 +42,7 @@ def _of_update(recipe: Recipe) -> list[str]:
         said = f"update: method {recipe.method} trains no update; leave the section out"
         return [said] if "update" in recipe.model_fields_set else []
     given = recipe.update.model_fields_set
-    found = [f"update.{key}: a LoRA has no S2 and no mask on it; leave it out" for key in _SPARSE if key in given]
+    found = [f"update.{key}: a LoRA has no S2 and no mask on it; leave it out" for key in SPARSE if key in given]
     if "n_sparse" in given and recipe.update.n_sparse:
         found.append("update.n_sparse: a LoRA has no S2; leave it out, or say 0")
     if not recipe.update.r:
@@ -55,7 +55,7 @@ def _of_rates(recipe: Recipe) -> list[str]:
     return [
         f"{name}.{key}: is for the parts of an update; method {recipe.method} has one learning rate for all it trains"
         for name, stage in stages.items()
-        for key in _RATES
+        for key in RATES
         if getattr(stage, key) != type(stage).model_fields[key].default
     ]
 

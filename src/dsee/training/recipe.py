@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from dsee.pruning.gates import STRENGTH
 from dsee.tasks.generation.spec import KINDS, GenerationSpec, check_keys
 from dsee.tasks.spec import DataSpec
+from dsee.training.baselines import Baseline, become
 from dsee.training.distillation import Distillation
 from dsee.training.method_keys import Method, mistakes
 from dsee.training.schedule_spec import ScheduleSpec
@@ -279,6 +280,7 @@ class Recipe(Section):
         generation: columns, decoding and scoring of a model that writes.
         metric: the validation figure that chooses the epoch and leads the report; None for the task's usual one.
         method: how to tune: the update, or a baseline to compare it with.
+        baseline: turns the recipe into that of a baseline, see :func:`dsee.training.baselines.become`.
         update: what is trained.
         gates: learned beside it while tuning, for the score "gate"; ``true`` for the defaults.
         tune: the first stage.
@@ -306,6 +308,7 @@ class Recipe(Section):
     generation: GenerationSpec = GenerationSpec()
     metric: str | None = None
     method: Method = "dsee"
+    baseline: Baseline | None = None
     update: UpdateSpec = UpdateSpec()
     gates: GatesSpec | None = None
     tune: TrainSpec = TrainSpec()
@@ -324,6 +327,12 @@ class Recipe(Section):
     fsdp: bool = False
 
     @model_validator(mode="after")
+    def _to_baseline(self) -> Recipe:
+        if self.baseline:
+            become(self)
+        return self
+
+    @model_validator(mode="after")
     def _keys_of_the_method(self) -> Recipe:
         if found := mistakes(self):
             raise ValueError("\n  ".join(found))
@@ -337,7 +346,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _keys_of_the_task(self) -> Recipe:
         if self.writes:
-            check_keys(self.task, self.data, self.metric)
+            check_keys(self.task, self.data, self.generation, self.metric)
         elif self.gguf_file is not None:
             raise ValueError(
                 f"gguf_file: such files hold models that write; name a task of writing ({', '.join(KINDS)})"
@@ -363,6 +372,9 @@ class Recipe(Section):
         for name, stage in stages.items():
             if self.data.streaming and stage.max_steps is None:
                 raise ValueError(f"data.streaming: nobody knows how long a stream is; set {name}.max_steps")
+        known = self.writes or self.data.kind == "regression" or self.data.labels or isinstance(self.data.label, list)
+        if self.data.streaming and not known:
+            raise ValueError("data.streaming: the labels are not known before the end; list them under labels")
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,11 +47,12 @@ def _number(value: Any) -> Any:
     return value
 
 
-def load_recipe(path: str | Path) -> Recipe:
+def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: the YAML file.
+        changes: keys to have another value than the file gives them, such as ``"tune.epochs=1"``; see :func:`change`.
 
     Raises:
         InputError: no such file, not YAML, or not a recipe; every mistake is listed.
@@ -71,7 +73,40 @@ def load_recipe(path: str | Path) -> Recipe:
         raise InputError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: a recipe is a mapping of keys such as 'model' and 'data'.")
+    for text in changes:
+        change(content, text)
     return parse_recipe(_number(content), str(path))
+
+
+def change(content: dict[str, Any], text: str) -> None:
+    """Give a key of a recipe another value, in place.
+
+    Args:
+        content: the recipe as plain data.
+        text: ``KEY=VALUE``: the key with dots between sections, the value as it would stand in the file.
+
+    Raises:
+        InputError: it is not of that form, or a section that the key names is not one.
+    """
+    key, equals, value = text.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise InputError(f"--set {text}: give KEY=VALUE, such as tune.epochs=1.")
+    try:
+        found = yaml.load(value, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader subclass
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {text}: the value is not valid YAML: {getattr(error, 'problem', None)}") from error
+    section = content
+    for at, name in enumerate(path[:-1], 1):
+        if section.get(name) is None:
+            section[name] = {}
+        if not isinstance(section[name], dict):
+            where = ".".join(path[:at])
+            raise InputError(
+                f"--set {text}: {where} is {section[name]!r} in the recipe. Give {where}={{...}} as a whole."
+            )
+        section = section[name]
+    section[path[-1]] = found
 
 
 def parse_recipe(content: dict[str, Any], source: str) -> Recipe:

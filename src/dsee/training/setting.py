@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dsee.architectures.inputs import without_token_types
 from dsee.errors import InputError
 from dsee.tasks.bad_rows import RowError, below
 from dsee.tasks.encode import Encoded
@@ -65,11 +67,19 @@ class Setting:
         return load_text_data(self.recipe.data, self.base, self.recipe.seed)
 
     @cached_property
+    def _config(self) -> Any:
+        """The pre-trained model's configuration; to be copied before it is changed."""
+        from transformers import AutoConfig
+
+        return _from_hub(AutoConfig, self.model_source, **self._gguf)
+
+    @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
         from transformers import AutoTokenizer
 
-        return _from_hub(AutoTokenizer, self.model_source, **self._gguf)
+        # what is saved beside a model then makes none either
+        return without_token_types(_from_hub(AutoTokenizer, self.model_source, **self._gguf), self._config)
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -174,9 +184,9 @@ class Setting:
             InputError: the model's configuration cannot be loaded.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-        config = _from_hub(AutoConfig, self.model_source, **self._gguf)
+        config = deepcopy(self._config)
         with torch.device("meta"):
             return (AutoModelForCausalLM if self.writing else AutoModelForSequenceClassification).from_config(config)
 
@@ -187,7 +197,7 @@ class Setting:
             InputError: the model cannot be loaded.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
         if self.writing:
             more = self._gguf | (dense_arguments() if self._gguf else {})
@@ -195,7 +205,7 @@ class Setting:
             model = _from_hub(AutoModelForCausalLM, self.model_source, dtype=torch.float32, **more)
             return plain(model) if self._gguf else model
         labels = self.data.labels
-        config = _from_hub(AutoConfig, self.model_source)
+        config = deepcopy(self._config)
         # first of all: one label is no classification, which a folder may say it is
         config.problem_type = KINDS[self.data.kind].problem_type
         config.id2label = dict(enumerate(labels))

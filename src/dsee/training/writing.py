@@ -13,7 +13,16 @@ from dsee.errors import InputError
 from dsee.measure.sample import longest_input
 from dsee.modes import evaluating
 from dsee.processes import first
-from dsee.tasks.generation import EncodedText, GenerationData, collate_text, load_generation_data, score_texts
+from dsee.tasks.bad_rows import below
+from dsee.tasks.generation import (
+    EncodedText,
+    GenerationData,
+    StreamedText,
+    TextStream,
+    collate_text,
+    load_generation_data,
+    score_texts,
+)
 from dsee.tasks.generation.ask import FACT, asking
 from dsee.tasks.generation.loss import text_loss
 from dsee.tasks.generation.score import chosen_metrics
@@ -53,20 +62,43 @@ class Writing:
         return load_generation_data(recipe.data, recipe.generation, recipe.task, self.base, recipe.seed)
 
     @cached_property
-    def parts(self) -> dict[str, EncodedText]:
-        """The parts as token ids; only what is learned from is packed."""
-        recipe = self.recipe
-        return {
-            name: EncodedText(
-                getattr(self.data, name),
-                self.tokenizer,
-                recipe.max_length,
-                recipe.generation,
-                recipe.task,
-                packed=recipe.generation.packed and name == "train",
-            )
-            for name in PARTS
-        }
+    def parts(self) -> dict[str, EncodedText | StreamedText]:
+        """The parts as token ids; only what is learned from is packed.
+
+        Raises:
+            InputError: more bad rows than are tolerated, those that are too long among them.
+        """
+        found = {name: self._encoded(name) for name in PARTS}
+        self.data.bad.check()
+        for name, part in found.items():
+            if isinstance(part, EncodedText) and not part.features:
+                raise InputError(f"data.{name}: no row has {self.recipe.max_length} tokens or fewer (max_length).")
+        return found
+
+    def _encoded(self, name: str) -> EncodedText | StreamedText:
+        recipe, part = self.recipe, getattr(self.data, name)
+        if isinstance(part, TextStream):
+            return StreamedText(part, self.tokenizer, recipe.max_length, recipe.seed)
+        return EncodedText(
+            part,
+            self.tokenizer,
+            recipe.max_length,
+            recipe.generation,
+            recipe.task,
+            packs=recipe.generation.packed and name == "train",
+            too_long=recipe.data.too_long,
+            bad=self.data.bad,
+        )
+
+    def kept(self, name: str) -> EncodedText:
+        """Return a part that is no stream.
+
+        Args:
+            name: "validation" or "test".
+        """
+        part = self.parts[name]
+        assert isinstance(part, EncodedText)  # noqa: S101 - only what is learned from may be a stream
+        return part
 
     @cached_property
     def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -76,20 +108,24 @@ class Writing:
     @property
     def prompts(self) -> int:
         """How many texts each variant writes."""
-        found = len(self.parts["test"].prompts)
+        found = len(self.kept("test").prompts)
         return min(found, self.recipe.generation.decoding.limit or found)
 
     @property
     def notes(self) -> list[str]:
-        """What a report has to say of the data."""
-        cut = [
-            f"cut the ends of {part.shortened} of {len(part.examples)} targets, so that they fit into "
-            f"{self.recipe.max_length} tokens: {name}"
-            for name, part in self.parts.items()
-            if part.shortened
-        ]
-        dropped = self.data.dropped
-        return cut + ([f"dropped {dropped} repeated examples from the training file"] if dropped else [])
+        """What a report has to say of the data; of a stream, the stages that read it tell."""
+        found, limit = [], self.recipe.max_length
+        for name, part in self.parts.items():
+            if isinstance(part, StreamedText):
+                continue
+            all_of = len(part.examples) + len(part.skipped)
+            if part.shortened:
+                fit = f"so that they fit into {limit} tokens: {name}"
+                found.append(f"cut the ends of {part.shortened} of {all_of} targets, {fit}")
+            if part.skipped:
+                found.append(f"left out {len(part.skipped)} of {all_of} examples over {limit} tokens: {name}")
+                found += below(part.skipped, len(part.skipped))
+        return [*found, *self.data.notes, *self.data.bad.notes]
 
     def objective(self) -> Objective:
         """Return what tuning works towards: the lowest loss on the validation part."""
@@ -114,7 +150,7 @@ class Writing:
             part: "validation" or "test".
             progress: called with the number of sequences done.
         """
-        return text_loss(logits, self.parts[part], self.collate, len(self.tokenizer), progress=progress)
+        return text_loss(logits, self.kept(part), self.collate, len(self.tokenizer), progress=progress)
 
     def check(self, empty: Any) -> None:
         """Find before any tuning what would fail after it.
@@ -140,7 +176,7 @@ class Writing:
         if recipe.task == "language-modelling":
             return
         chosen_metrics(recipe.generation.metrics)
-        longest, new = max(map(len, self.parts["test"].prompts)), recipe.generation.decoding.max_new_tokens
+        longest, new = max(map(len, self.kept("test").prompts)), recipe.generation.decoding.max_new_tokens
         if longest + new > longest_input(empty):
             raise InputError(
                 f"generation.decoding.max_new_tokens={new} after the longest prompt of {longest} tokens is more than "
@@ -165,7 +201,7 @@ class Writing:
         """
         import dsee
 
-        test, spec = self.parts["test"], self.recipe.generation
+        test, spec = self.kept("test"), self.recipe.generation
         names, missing = chosen_metrics(spec.metrics)
         model = dsee.load(folder)
         found = write_texts(model, self.tokenizer, test.prompts[: self.prompts], spec.decoding, progress=bar.advance)

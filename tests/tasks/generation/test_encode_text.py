@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from dsee.errors import InputError
 from dsee.tasks.generation import EncodedText, Example, GenerationSpec, collate_text
-from dsee.tasks.generation.encode import IGNORED, _packed
 from dsee.tasks.generation.loss import text_loss
+from dsee.tasks.generation.pack import IGNORED
+from dsee.tasks.generation.pack import packed as in_one
 from writing_tools import CHAT, END, GOOD_CHAT, MODELS, lively, rows, tokenizer
 
 WORDS = tokenizer()
@@ -101,7 +102,7 @@ def test_a_packed_example_sees_no_other(family):
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(20, 50))
 def test_packing_loses_nothing(sizes, length):
     made = [{"input_ids": [i] * size, "labels": [i] * size} for i, size in enumerate(sizes)]
-    packed = _packed(made, length)
+    packed = in_one(made, length)
     assert all(len(row["input_ids"]) <= length for row in packed)
     assert sorted(i for row in packed for i in row["input_ids"]) == sorted(i for r in made for i in r["input_ids"])
     assert sum(row["position_ids"].count(0) for row in packed) == len(sizes)

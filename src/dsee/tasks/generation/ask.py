@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsee.errors import ArtifactError
-from dsee.tasks.generation.encode import end_token, speaks_chat
+from dsee.tasks.generation.encode import speaks_chat
+from dsee.tasks.generation.pack import end_token
 from dsee.tasks.generation.spec import DecodingSpec, GenerationSpec
 
 #: Key of an artifact's facts.

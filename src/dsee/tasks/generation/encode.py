@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from dsee.errors import InputError
+from dsee.tasks.bad_rows import BadRows, RowError
+from dsee.tasks.generation.pack import IGNORED, blocks, end_token, packed, text_ids
 from dsee.tasks.generation.rows import Example
 from dsee.tasks.generation.spec import GenerationSpec
-
-#: Label of a token that is given, not learned; PyTorch's cross-entropy leaves it out.
-IGNORED = -100
+from dsee.tasks.spec import Policy
 
 
 class EncodedText(torch.utils.data.Dataset[dict[str, Any]]):
@@ -23,6 +23,7 @@ class EncodedText(torch.utils.data.Dataset[dict[str, Any]]):
         examples: what they were made from.
         prompts: token ids that a text is to be written after; none in plain text.
         shortened: examples whose target was cut at the longest length.
+        skipped: place and size of the examples that were left out for their length.
     """
 
     def __init__(
@@ -33,7 +34,9 @@ class EncodedText(torch.utils.data.Dataset[dict[str, Any]]):
         spec: GenerationSpec,
         kind: str,
         *,
-        packed: bool | None = None,
+        packs: bool | None = None,
+        too_long: Policy = "truncate",
+        bad: BadRows | None = None,
     ) -> None:
         """Tokenize.
 
@@ -43,31 +46,52 @@ class EncodedText(torch.utils.data.Dataset[dict[str, Any]]):
             max_length: longest sequence in tokens.
             spec: the recipe's section.
             kind: one of :data:`dsee.tasks.generation.KINDS`.
-            packed: overrides the recipe, which packs what is learned from only.
+            packs: overrides the recipe, which packs what is learned from only.
+            too_long: what becomes of longer examples, see :func:`fitted`.
+            bad: takes those that cannot be used; without it the first one is an error.
 
         Raises:
             InputError: a prompt leaves no room for a text, or the tokenizer has no token that ends texts.
         """
-        self.examples = examples
+        self.examples, self.prompts, self.skipped = examples, [], []
         self.shortened = 0
-        self.prompts: list[list[int]] = []
         if kind == "language-modelling":
-            self.features = _stream(examples, tokenizer, max_length)
+            # lines that keep their end run on; paragraphs without one are texts of their own
+            run_on = any(e.target.endswith("\n") for e in examples)
+            self.features = blocks(text_ids(examples, tokenizer, run_on=run_on), max_length)
             return
-        pairs = encoder(tokenizer, spec, kind)(examples)
-        self.prompts = [prompt for prompt, _ in pairs]
-        rows = [self._row(prompt, target, max_length, e) for (prompt, target), e in zip(pairs, examples, strict=True)]
-        self.features = _packed(rows, max_length) if (spec.packed if packed is None else packed) else rows
+        faults = BadRows() if bad is None else bad
+        kept, rows = [], []
+        for example, (prompt, target) in zip(examples, encoder(tokenizer, spec, kind)(examples), strict=True):
+            size = len(prompt) + len(target)
+            try:
+                row = fitted(prompt, target, max_length, too_long)
+            except RowError as fault:
+                faults.add(example.place, fault)
+                continue
+            if row is None:
+                self.skipped.append(f"{example.place}: {size} tokens")
+                continue
+            self.shortened += size > max_length
+            kept.append(example)
+            rows.append(row)
+            self.prompts.append(prompt)
+        if bad is None:
+            faults.check()
+        self.examples = kept
+        self.features = packed(rows, max_length) if (spec.packed if packs is None else packs) else rows
 
-    def _row(self, prompt: list[int], target: list[int], max_length: int, example: Example) -> dict[str, Any]:
-        if len(prompt) >= max_length:
-            raise InputError(
-                f"{example.place}: the prompt has {len(prompt)} tokens and leaves no room for a text "
-                f"(max_length={max_length}). Raise max_length, or shorten the prompt."
-            )
-        self.shortened += len(prompt) + len(target) > max_length
-        ids = (prompt + target)[:max_length]
-        return {"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt) :]}
+    @classmethod
+    def of(cls, features: list[dict[str, Any]]) -> EncodedText:
+        """Return a part made of sequences.
+
+        Args:
+            features: see above.
+        """
+        found = cls.__new__(cls)
+        found.features, found.examples, found.prompts, found.skipped = features, [], [], []
+        found.shortened = 0
+        return found
 
     def __len__(self) -> int:
         return len(self.features)
@@ -78,12 +102,34 @@ class EncodedText(torch.utils.data.Dataset[dict[str, Any]]):
         Args:
             limit: how many.
         """
-        found = object.__new__(EncodedText)
-        found.features, found.examples, found.prompts, found.shortened = self.features[:limit], [], [], 0
-        return found
+        return EncodedText.of(self.features[:limit])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.features[index]
+
+
+def fitted(prompt: list[int], target: list[int], max_length: int, too_long: Policy) -> dict[str, Any] | None:
+    """Return a sequence with a loss on the target alone; None if it is left out for its length.
+
+    Args:
+        prompt: token ids.
+        target: token ids.
+        max_length: longest sequence.
+        too_long: "truncate" cuts the target's end, "skip" leaves the example out, "error" makes it a bad row.
+
+    Raises:
+        RowError: it is too long, and not to be left out; whatever is wanted, a prompt that fills the whole length.
+    """
+    size = len(prompt) + len(target)
+    if size > max_length and too_long == "skip":
+        return None
+    if len(prompt) >= max_length:
+        reason = f"the prompt has {len(prompt)} tokens and leaves no room for a text (max_length={max_length})."
+        raise RowError("too long", reason)
+    if size > max_length and too_long == "error":
+        raise RowError("too long", f"{size} tokens, and max_length is {max_length}.")
+    ids = (prompt + target)[:max_length]
+    return {"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt) :]}
 
 
 def encoder(
@@ -151,57 +197,6 @@ def _chat(tokenizer: Any, example: Example) -> tuple[str, str]:
             "prompt and answer cannot be told apart. Say chat: false."
         )
     return prompt, full[len(prompt) :]
-
-
-def end_token(tokenizer: Any) -> int:
-    """Return the token that ends texts.
-
-    Args:
-        tokenizer: the model's tokenizer.
-
-    Raises:
-        InputError: it has none.
-    """
-    if tokenizer.eos_token_id is None:
-        raise InputError("model: its tokenizer has no token that ends a text (eos_token), so no text would end.")
-    return int(tokenizer.eos_token_id)
-
-
-def _stream(examples: list[Example], tokenizer: Any, length: int) -> list[dict[str, Any]]:
-    """Plain text end to end in blocks of one length; every token but a block's first is learned."""
-    ids = tokenizer([e.target for e in examples], add_special_tokens=False, verbose=False)["input_ids"]
-    # lines that keep their end run on; paragraphs without one are texts of their own
-    run_on = any(e.target.endswith("\n") for e in examples)
-    tail = [] if run_on else [end_token(tokenizer)]
-    stream = [token for row in ids for token in [*row, *(tail if row else [])]]
-    blocks = [stream[at : at + length] for at in range(0, len(stream), length)]
-    return [{"input_ids": block, "labels": list(block)} for block in blocks if len(block) > 1]
-
-
-def _packed(rows: list[dict[str, Any]], length: int) -> list[dict[str, Any]]:
-    """Several examples in one sequence, first fit in order; positions start anew with each, so none sees another."""
-    bins: list[list[dict[str, Any]]] = []
-    room: list[int] = []
-    for row in rows:
-        size = len(row["input_ids"])
-        # only the last few are tried: long lists would make this quadratic
-        start = max(0, len(bins) - 32)
-        at = next((i for i in range(start, len(bins)) if room[i] >= size), None)
-        if at is None:
-            bins.append([])
-            room.append(length)
-            at = len(bins) - 1
-        bins[at].append(row)
-        room[at] -= size
-    return [
-        {
-            "input_ids": [token for row in rows_ for token in row["input_ids"]],
-            # the first token of an example would be predicted from the end of another
-            "labels": [label for row in rows_ for label in [IGNORED, *row["labels"][1:]]],
-            "position_ids": [place for row in rows_ for place in range(len(row["input_ids"]))],
-        }
-        for rows_ in bins
-    ]
 
 
 def collate_text(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from dsee.processes import spread
-from dsee.tasks.generation.encode import IGNORED, EncodedText
+from dsee.tasks.generation.encode import EncodedText
+from dsee.tasks.generation.pack import IGNORED
 
 #: Bytes of fp32 logits that one batch may fill; a vocabulary of 50,000 fills them with 1,300 tokens.
 LOGITS = 256 * 2**20

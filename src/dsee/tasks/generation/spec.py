@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dsee.tasks.generation.official import Format
 from dsee.tasks.spec import DataSpec
 
 #: Values of a recipe's ``task`` for models that write.
@@ -41,6 +42,8 @@ class GenerationSpec(BaseModel):
     """Columns and settings of a task of writing.
 
     Attributes:
+        format: "table" for columns of one's own; "e2e", "dart" or "webnlg" for the files of these sets as their authors
+            publish them.
         source: column with the data of data-to-text, already a text; or a list of columns, written as
             ``name : value | name : value``.
         target: column with the text to learn.
@@ -57,6 +60,7 @@ class GenerationSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    format: Format = "table"
     source: str | list[str] = "source"
     target: str = "target"
     references: str | None = None
@@ -69,17 +73,28 @@ class GenerationSpec(BaseModel):
     metrics: list[Metric] | None = None
     decoding: DecodingSpec = DecodingSpec()
 
+    @model_validator(mode="after")
+    def _columns_of_the_format(self) -> GenerationSpec:
+        given = {"source", "target", "references"} & self.model_fields_set
+        if self.format != "table" and any(getattr(self, k) != type(self).model_fields[k].default for k in given):
+            raise ValueError(f"format: {self.format} has columns of its own; leave out {', '.join(sorted(given))}")
+        return self
+
 
 #: Keys of a recipe's data section that a task of writing knows; its columns are in a section of their own.
-_DATA = {"dir", "train", "validation", "test", "where", "deduplicate", "split"}
+_DATA = {
+    *("dir", "name", "config", "train", "validation", "test", "where", "quotes", "deduplicate", "split"),
+    *("max_bad_rows", "streaming", "shuffle_buffer"),
+}
 
 
-def check_keys(kind: str, data: DataSpec, metric: str | None) -> None:
+def check_keys(kind: str, data: DataSpec, generation: GenerationSpec, metric: str | None) -> None:
     """Refuse what has no meaning where a model learns to write.
 
     Args:
         kind: one of :data:`KINDS`.
         data: the recipe's data section.
+        generation: the recipe's section for writing.
         metric: the recipe's figure to choose the epoch by.
 
     Raises:
@@ -89,8 +104,14 @@ def check_keys(kind: str, data: DataSpec, metric: str | None) -> None:
         raise ValueError(
             "metric: a model that writes is chosen by its loss; what texts are scored by: generation.metrics"
         )
-    known = _DATA | ({"text"} if kind == "language-modelling" else set())
+    plain = kind == "language-modelling"
+    # plain text is cut into blocks, so that nothing of it is too long
+    known = _DATA | ({"text"} if plain else {"too_long"})
     # the kind settles itself to this one where nobody gave another
     settled = {"kind"} if data.kind == "classification" else set()
     if unused := sorted(data.model_fields_set - known - settled):
         raise ValueError(f"data.{unused[0]}: has no meaning in task {kind}; its columns are keys of generation")
+    if data.name is not None and generation.format != "table":
+        raise ValueError("data.name: is a table; generation.format is for files")
+    if kind != "data-to-text" and generation.format != "table":
+        raise ValueError(f"generation.format: {generation.format} is data-to-text, not {kind}")
