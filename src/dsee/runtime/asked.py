@@ -66,11 +66,8 @@ def stored_asked(facts: dict[str, Any], folder: Any) -> Asked | None:
         return None
     said = facts[FACT]
     try:
-        given = {
-            name: type(default)(said["decoding"][name])
-            for name, default in vars(StoredDecoding()).items()
-            if name in said["decoding"]
-        }
+        kept = said["decoding"]
+        given = {name: type(default)(kept.get(name, default)) for name, default in vars(StoredDecoding()).items()}
         decoding = StoredDecoding(**given)
         if min(decoding.beams, decoding.max_new_tokens, decoding.batch_size, decoding.no_repeat_ngram + 1) < 1:
             raise ValueError("a number that is too small")

@@ -93,15 +93,23 @@ def export_onnx(
         found |= {"weight_bytes": (writing / MODEL).stat().st_size}
         structure = getattr(model.config, "dsee_structure", None)
         manifest = Manifest(kind="onnx", history=history(model), structure=structure, facts={**(facts or {}), **found})
-        if evaluate is not None:
-            # asked like any user of the folder would ask it
-            write_manifest(writing, manifest)
-            manifest.facts["test"] = dict(evaluate(OnnxModel(writing)))
-            manifest.facts |= {"original": dict(original)} if original else {}
+        manifest.facts |= _figures(writing, manifest, evaluate, original)
         text = card(type(model).__name__, manifest.facts, described, names, tokenizer is not None)
         (writing / "README.md").write_text(text, encoding="utf-8")
         write_manifest(writing, manifest)
     return target
+
+
+def _figures(
+    writing: Path, manifest: Manifest, evaluate: Evaluate | None, original: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """What the finished export is worth on a task, beside the model it was made from."""
+    if evaluate is None:
+        return {}
+    # asked like any user of the folder would ask it
+    write_manifest(writing, manifest)
+    found = {"test": dict(evaluate(OnnxModel(writing)))}
+    return found | ({"original": dict(original)} if original else {})
 
 
 def _described(model: Any, limit: int, layers: int) -> dict[str, Any]:

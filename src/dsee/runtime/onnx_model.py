@@ -125,8 +125,7 @@ class OnnxModel:
         if TYPES in self.inputs and TYPES not in inputs:
             more[TYPES] = np.zeros_like(inputs["input_ids"])
         if self.cached:
-            more = nothing_read(self.session, len(inputs["input_ids"]))
-            more[POSITIONS] = positions(inputs["input_ids"])
+            more |= nothing_read(self.session, len(inputs["input_ids"])) | {POSITIONS: positions(inputs["input_ids"])}
         whole = more | inputs
         logits: NDArray[np.float32] = self.session.run(["logits"], {name: whole[name] for name in self.inputs})[0]
         return logits
