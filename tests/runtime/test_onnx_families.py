@@ -171,7 +171,7 @@ def check_card(found: Exported, texts: list[str]) -> None:
     """The card's code prints the tokens that the model writes, the first ones without a cache; no torch, no dsee."""
     folder = found.fp32.folder
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    assert "labels" not in code
+    assert '["labels"]' not in code
     if found.fp32.cached:
         tokens, _, _ = run_python(BLOCKED + code, cwd=folder).partition("\n")
         # up to 20 tokens, which fit behind the prompt
