@@ -270,6 +270,17 @@ class OnnxModel:
                     "positions of this model. Shorten it, or write less."
                 )
 
+    def go_on(self, inputs: Inputs, new: int) -> None:
+        """Write exactly so many tokens after rows of full length, greedily; what they are is of no interest.
+
+        Args:
+            inputs: as :meth:`sample` makes them.
+            new: how many.
+        """
+        rows: list[list[int]] = inputs["input_ids"].tolist()
+        self._check_prompts(rows, new)
+        greedy(self.writer(), rows, new, set())
+
     def decode(self, tokens: list[int]) -> str:
         """Return the text of tokens, special ones left out.
 
