@@ -5,8 +5,9 @@
     python benchmarks/bench_kernels.py models --onnx      # with ONNX Runtime fp32 and int8 beside them (the onnx extra)
 
 Weights are random, zeros in blocks of four outputs or single. Ratios are dense PyTorch fp32 over the variant, medians
-of interleaved rounds. GFLOP/s count the multiply-adds that are done; the peak is what a loop of independent fused
-multiply-adds reaches on this core in the same run.
+of interleaved rounds; of models in bursts of five calls, with the ratio of the bursts' first calls in brackets: those
+find their weights driven out of the caches by the model before. GFLOP/s count the multiply-adds that are done; the
+peak is what a loop of independent fused multiply-adds reaches on this core in the same run.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch.nn.functional import linear
 from transformers import BertForSequenceClassification
 
 import dsee
-from common import RESULTS, SHAPES, config, cpu_seconds, keep
+from common import RESULTS, SHAPES, config, cpu_seconds, in_turns, keep
 from dsee.kernels import library, pack, sparse_linear
 from dsee.kernels.compile import X86, compiler
 from dsee.measure.sample import sample_inputs
@@ -188,14 +189,19 @@ def whole(shape: str, onnx: bool) -> list[dict[str, Any]]:
             }
             calls: dict[str, Any] = {name: partial(model, **inputs) for name, model in models.items()}
             calls |= {name: partial(model.run, model.sample(batch, sequence)) for name, model in exported.items()}
-            rounds = 31 if batch * sequence == 1 else 15 if batch * sequence <= 128 else 5
+            rounds = 15 if batch * sequence == 1 else 5 if batch * sequence <= 128 else 2
             with torch.inference_mode():
-                seconds = cpu_seconds(calls, rounds=rounds, warmup=1)
+                seconds, cold = in_turns(calls, rounds)
             ratios = {name: seconds["dense"] / seconds[name] for name in calls}
+            first = {name: cold["dense"] / cold[name] for name in calls}
             found.append(
-                {"shape": shape, "batch": batch, "sequence": sequence, "dense_ms": 1e3 * seconds["dense"]} | ratios
+                {"shape": shape, "batch": batch, "sequence": sequence, "dense_ms": 1e3 * seconds["dense"]}
+                | ratios
+                | {"cold": first}
             )
-            shown = "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items() if name != "dense")
+            shown = "  ".join(
+                f"{name} {ratio:.2f} ({first[name]:.2f})" for name, ratio in ratios.items() if name != "dense"
+            )
             print(f"  {batch:2} x {sequence:3}, dense {1e3 * seconds['dense']:7.1f} ms:  {shown}", flush=True)
             for choices in chosen.values():
                 choices.undo()

@@ -36,6 +36,31 @@ def cpu_seconds(calls: dict[str, Callable[[], object]], rounds: int, warmup: int
     return {name: statistics.median(times) for name, times in found.items()}
 
 
+def in_turns(calls: dict[str, Callable[[], object]], rounds: int, burst: int = 5) -> tuple[dict[str, float], ...]:
+    """Median CPU seconds of each call, one thread, A A A A A B B B B B ... in one process.
+
+    Args:
+        calls: what to time.
+        rounds: bursts of each, after one that does not count.
+        burst: calls in a row.
+
+    Returns:
+        Of the calls that follow one of the same kind, as in a process that serves one model; and of each burst's first,
+        whose weights the calls before it have driven out of the caches.
+    """
+    torch.set_num_threads(1)
+    warm: dict[str, list[float]] = {name: [] for name in calls}
+    cold: dict[str, list[float]] = {name: [] for name in calls}
+    for round_number in range(1 + rounds):
+        for name, call in calls.items():
+            for i in range(burst):
+                start = time.process_time()
+                call()
+                if round_number:
+                    (warm if i else cold)[name].append(time.process_time() - start)
+    return tuple({name: statistics.median(times) for name, times in found.items()} for found in (warm, cold))
+
+
 def keep(name: str, figures: object) -> None:
     """Write the figures as JSON."""
     RESULTS.mkdir(exist_ok=True)

@@ -111,6 +111,9 @@ SMALL_BEST = [
 SLOWER = [(replace(BEST, task="cola", lr=lr), "") for lr in (1e-3, 5e-4)]
 SLOWER += [(replace(cell, task="cola", epochs=6, lr=1e-3), "") for cell in (BEST, LORA)]
 SLOWER += [(replace(BEST, task="mrpc", epochs=5, lr=1e-3), "")]
+#: The best update and the baselines on MRPC, as long as the updates that pruning starts from there.
+PAIRS = [(replace(cell, task="mrpc"), "") for cell in (FULL, LORA, BEST)]
+PAIRS += [(replace(cell, task="mrpc"), "") for cell in (replace(FULL, lr=1e-4), replace(LORA, lr=2e-3))]
 
 #: The same quick look with every layer tuned, beside the baselines.
 QUICK_WHOLE = [
@@ -129,6 +132,7 @@ LISTS: dict[str, Listed] = {
     "regular": REGULAR,
     "small-best": SMALL_BEST,
     "slower": SLOWER,
+    "pairs": PAIRS,
     "quick": QUICK_WHOLE,
     "tuned": TUNED,
     "explore": EXPLORE,

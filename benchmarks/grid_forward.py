@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from dsee.update import DseeLinear
+from dsee.update.masked import keeps_to_mask
 
 
 class _Updated(torch.autograd.Function):
@@ -73,6 +74,9 @@ def linear(module: Any, x: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = module(x)
         return found
     (name,) = module.active_adapters
+    if keeps_to_mask(module, name):
+        masked: torch.Tensor = module(x)
+        return masked
     base = module.get_base_layer()
     values = rows = columns = None
     if name in module.dsee_S:

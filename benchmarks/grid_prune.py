@@ -134,22 +134,44 @@ def learn_gates(model: Any, cell: PruneCell, feed: Feed) -> None:
     say(f"    |gate|: {[round(gates.quantile(q).item(), 3) for q in (0.0, 0.1, 0.5, 0.9, 1.0)]} (0, 10, 50, 90, 100 %)")
 
 
-def as_int8(model: Any, data: Part) -> float:
-    """Accuracy of the merged model with every encoder linear on the kernels' 8-bit products."""
+def keep_to_masks(model: Any) -> None:
+    """From now on the update is held to whatever masks there are, as with DseeConfig(masked=True) from the start."""
+    from dsee.update.layer import DseeLayer
+
+    for module in model.modules():
+        if isinstance(module, DseeLayer):
+            module.dsee_masked = dict.fromkeys(module.dsee_masked, True)
+    for config in model.peft_config.values():
+        config.masked = True
+
+
+def after_merge(model: Any, data: Part, int8: bool) -> dict[str, float]:
+    """Accuracy after a masked merge, on request also with every encoder linear on the kernels' 8-bit products.
+
+    Uses the model up: a merge leaves nothing of the update.
+    """
     import dsee
     from dsee.kernels import to_kernels
 
     merged = dsee.merge(model).eval()
-    for name, module in merged.named_modules():
-        if isinstance(module, torch.nn.Linear) and "encoder" in name:
-            to_kernels(module, "int8")
+    found = {"merged": plain_accuracy(merged, data)}
+    if int8:
+        for name, module in merged.named_modules():
+            if isinstance(module, torch.nn.Linear) and "encoder" in name:
+                to_kernels(module, "int8")
+        found["recovered_int8"] = plain_accuracy(merged, data)
+    return found
+
+
+def plain_accuracy(model: Any, data: Part) -> float:
+    """Accuracy by the model's own forward pass, in percent."""
     right = 0
     with torch.no_grad():
         for some in batches(data, 32):
             inputs = tensors(data, some)
             labels = inputs.pop("labels")
-            right += int((merged(**inputs).logits.argmax(-1) == labels).sum())
-    return 100.0 * right / len(data.labels)
+            right += int((model(**inputs).logits.argmax(-1) == labels).sum())
+    return round(100.0 * right / len(data.labels), 3)
 
 
 def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
@@ -169,6 +191,8 @@ def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
     loss = teacher_loss(tuned(cell.task, cell.start, cell.seed), data["train"], cell) if cell.distill else None
     dense = dsee.flops(model, 1, 128)
     torch.manual_seed(cell.seed)
+    if cell.masked:
+        keep_to_masks(model)
     if cell.score == "gate":
         learn_gates(model, cell, feed)
     schedule = schedule_of(cell, data["train"])
@@ -181,13 +205,13 @@ def prune_and_recover(cell: PruneCell) -> dict[str, Any]:
     log = train(model, how, feed, lambda text: say(f"    {text}"), loss or plain_loss, schedule)
     left = dsee.flops(model, 1, 128)
     recovered = evaluate(model, data["test"], feed)[metric]
-    int8 = {"recovered_int8": round(as_int8(model, data["test"]), 3)} if cell.mask == "4x4" else {}
+    merged = after_merge(model, data["test"], cell.mask == "4x4") if cell.mask and metric == "accuracy" else {}
     return {
         "cell": asdict(cell),
         "unpruned": round(unpruned, 3),
         "raw": round(raw, 3),
         "recovered": round(recovered, 3),
-        **int8,
+        **merged,
         "validation": round(max(entry[metric] for entry in log), 3),
         "encoder_flops": round((left.encoder - left.update) / (dense.encoder - dense.update), 4),
         "effective_flops": round((left.effective - left.update) / (dense.effective - dense.update), 4),

@@ -22,7 +22,7 @@ GOALS = {
     "weights 90%": (2.4, 2.4),
     "25/40 cut, blocks 50%": (2.5, 2.5),
 }
-SIZES = ("shape", "batch", "sequence", "dense_ms")
+SIZES = ("shape", "batch", "sequence", "dense_ms", "cold")
 
 
 def goal(name: str, row: dict[str, Any]) -> float | None:
@@ -33,10 +33,11 @@ def goal(name: str, row: dict[str, Any]) -> float | None:
 
 
 def cell(name: str, row: dict[str, Any]) -> str:
-    """One ratio; bold where it misses its goal."""
+    """One ratio, bold where it misses its goal; behind a stroke that of calls after another model's."""
     asked = goal(name, row)
     shown = f"{row[name]:.2f}"
-    return shown if asked is None or round(row[name], 2) >= asked else f"**{shown}** (goal {asked})"
+    shown = shown if asked is None or round(row[name], 2) >= asked else f"**{shown}** (goal {asked})"
+    return shown + (f" / {row['cold'][name]:.2f}" if "cold" in row else "")
 
 
 def models(rows: list[dict[str, Any]]) -> str:

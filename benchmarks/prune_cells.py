@@ -26,6 +26,7 @@ class PruneCell:
         epochs: of recovering.
         lr: learning rate of recovering.
         seed: of the tuned model and of everything after.
+        masked: keep the update to the masks while recovering, so that the masked merge drops nothing of it.
     """
 
     task: str = "sst2"
@@ -43,6 +44,7 @@ class PruneCell:
     epochs: int = 1
     lr: float = 1e-3
     seed: int = 0
+    masked: bool = False
 
 
 #: Scores that look at data change as the model does, so a budget by them is reached in steps.
@@ -125,7 +127,16 @@ def _more_masks(task: str) -> list[PruneCell]:
     return masks + [PruneCell(task, cut="25/40", score="taylor", seed=seed) for seed in (1, 2)]
 
 
+def _under_masks(task: str) -> list[PruneCell]:
+    """Masks that the update keeps to: what is recovered is what is merged, and what 8-bit products start from."""
+    patterns = (("4x4", 0.7), ("blocks", 0.7), ("blocks", 0.5), ("weights", 0.7), ("2:4", 0.5), ("weights", 0.5))
+    return [
+        PruneCell(task, mask=mask, ratio=ratio, seed=seed, masked=True) for mask, ratio in patterns for seed in range(3)
+    ]
+
+
 LISTS: dict[str, list[PruneCell]] = {
+    "under-masks": _under_masks("sst2"),
     "most": _most("sst2"),
     "more-masks": _more_masks("sst2"),
     "int8": [PruneCell("sst2", mask="4x4", ratio=ratio, seed=seed) for ratio, seed in product((0.7,), range(3))],

@@ -25,10 +25,14 @@ def described(cell: PruneCell) -> str:
         words.append(f"{cell.gradual} while recovering" + (", weights may return" if cell.regrow else ""))
     if cell.steps > 1:
         words.append(f"in {cell.steps} steps")
+    if cell.masked:
+        words.append("update under the mask")
     return ", ".join(words)
 
 
 def _mean(values: list[float]) -> str:
+    if not values:
+        return ""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
 
@@ -48,7 +52,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _block(task: str, ways: list[list[tuple[PruneCell, dict[str, Any]]]]) -> str:
-    heads = ["pruned", "score", "teacher", "epochs", "FLOPs left", "unpruned", "raw", "recovered", "change", "seeds"]
+    heads = ["pruned", "score", "teacher", "epochs", "FLOPs left", "unpruned", "raw", "recovered", "change"]
+    heads += ["merged", "as int8", "seeds"]
     lines = [f"### {task}, {TASKS[task].metric}", "", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     order = sorted(ways, key=lambda way: (described(way[0][0]), -statistics.mean(r["recovered"] for _, r in way)))
     for way in order:
@@ -62,6 +67,7 @@ def _block(task: str, ways: list[list[tuple[PruneCell, dict[str, Any]]]]) -> str
             f"{left:.0%}" + (" (effective)" if cell.mask else ""),
             *[_mean([r[key] for r in found]) for key in ("unpruned", "raw", "recovered")],
             _mean([r["recovered"] - r["unpruned"] for r in found]),
+            *[_mean([r[key] for r in found if key in r]) for key in ("merged", "recovered_int8")],
             str(len(found)),
         ]
         lines.append("| " + " | ".join(texts) + " |")

@@ -102,6 +102,107 @@ static double attend(const char *path) {
     return worst;
 }
 
+/* Two layers in one call are those two calls, to the bit. Returns 1 where they are not. */
+static double in_a_row(const char *path) {
+    int32_t kind = (int32_t)below(2), act = (int32_t)below(5), threads = 1 + (int32_t)below(3);
+    int64_t in = 1 + below(300), middle = 1 + below(300), out = 1 + below(40), tokens = below(90);
+    owned a = make(kind, 1 + (int32_t)below(256), middle, in, below(101));
+    owned b = make(kind, 1 + (int32_t)below(256), out, middle, below(101));
+    float *x = floats(tokens * in), *h = floats(tokens * middle), *y = floats(tokens * out), *z = floats(tokens * out);
+    float *bias = floats(middle);
+    int32_t failed = dsee_linear(&a.m, bias, x, h, tokens, act, path, 1) || dsee_linear(&b.m, NULL, h, y, tokens, 0, path, 1) ||
+                     dsee_linears(&a.m, bias, act, &b.m, NULL, 0, x, z, tokens, path, threads);
+    double worst = failed ? 1.0 : 0.0;
+    /* a thread's share of the tokens may end in narrower panels, summed in another order */
+    for (int64_t i = 0; i < tokens * out; i++) {
+        double error = fabs((double)y[i] - z[i]) / (1.0 + fabs((double)y[i]));
+        if (error > worst) worst = error;
+    }
+    drop(&a), drop(&b);
+    free(x), free(h), free(y), free(z), free(bias);
+    return worst;
+}
+
+/* Sum and layer norm, in place and not. Returns the error. */
+static double norm(const char *path) {
+    int64_t tokens = below(20), width = 1 + below(100);
+    float *a = floats(tokens * width), *b = floats(tokens * width), *gain = floats(width), *shift = floats(width);
+    float *y = floats(tokens * width);
+    double worst = dsee_add_norm(a, b, gain, shift, y, tokens, width, 0.1f, path, 1 + (int32_t)below(3)) ? 1.0 : 0.0;
+    for (int64_t t = 0; t < tokens; t++) {
+        double mean = 0, var = 0;
+        for (int64_t k = 0; k < width; k++) mean += ((double)a[t * width + k] + b[t * width + k]) / (double)width;
+        for (int64_t k = 0; k < width; k++) var += pow((double)a[t * width + k] + b[t * width + k] - mean, 2) / (double)width;
+        for (int64_t k = 0; k < width; k++) {
+            double s = (double)a[t * width + k] + b[t * width + k];
+            double error = fabs((s - mean) / sqrt(var + 0.1) * gain[k] + shift[k] - y[t * width + k]);
+            if (error > worst) worst = error;
+        }
+    }
+    if (dsee_add_norm(a, b, gain, shift, a, tokens, width, 0.1f, path, 1) || memcmp(a, y, sizeof(float) * (size_t)(tokens * width)))
+        worst = 1.0;
+    free(a), free(b), free(gain), free(shift), free(y);
+    return worst;
+}
+
+/* 8-bit products, sound and damaged. Returns by how much more than rounding they are off. */
+static double integers(const char *path) {
+    int64_t rows = 1 + below(40), columns = 1 + below(200), tokens = below(40);
+    int64_t groups = (rows + 3) / 4, quads = (columns + 3) / 4, blocks = 0;
+    int32_t *start = malloc(sizeof(int32_t) * (size_t)(groups + 1));
+    uint16_t *column = malloc(sizeof(uint16_t) * (size_t)(groups * quads));
+    uint32_t percent = below(101);
+    start[0] = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        for (int64_t k = 0; k < quads; k++)
+            if (below(100) < percent) column[blocks++] = (uint16_t)k;
+        start[g + 1] = (int32_t)blocks;
+    }
+    column = realloc(column, blocks ? sizeof(uint16_t) * (size_t)blocks : 1);
+    int8_t *weight = malloc(blocks ? (size_t)(16 * blocks) : 1);
+    float *scale = floats(rows), *sum = floats(rows), *x = floats(tokens * columns), *y = floats(tokens * rows);
+    memset(sum, 0, sizeof(float) * (size_t)rows);
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t j = start[g]; j < start[g + 1]; j++)
+            for (int64_t i = 0; i < 16; i++) {
+                int there = 4 * g + i / 4 < rows && 4 * column[j] + i % 4 < columns;
+                weight[16 * j + i] = there ? (int8_t)((int32_t)below(255) - 127) : 0;
+                if (there) sum[4 * g + i / 4] += weight[16 * j + i];
+            }
+    dsee_int8 d = {rows, columns, groups, start, column, weight, scale, sum, NULL, x, y, tokens, 0};
+    double worst = dsee_int8_check(&d, groups + 1, blocks, 16 * blocks) ? 1.0 : 0.0;
+    if (dsee_int8_can(path)) {
+        if (dsee_int8_run(&d, path, 1 + (int32_t)below(3))) worst = 1.0;
+        for (int64_t t = 0; t < tokens; t++) {
+            float least = 1.0f, most = -1.0f;
+            for (int64_t k = 0; k < columns; k++) {
+                float v = x[t * columns + k];
+                least = v < least ? v : least;
+                most = v > most ? v : most;
+            }
+            for (int64_t o = 0; o < rows; o++) {
+                double want = 0, size = 0;
+                for (int64_t j = start[o / 4]; j < start[o / 4 + 1]; j++)
+                    for (int64_t i = 0; i < 4 && 4 * column[j] + i < columns; i++) {
+                        double w = weight[16 * j + o % 4 * 4 + i];
+                        want += w * x[t * columns + 4 * column[j] + i];
+                        size += fabs(w);
+                    }
+                /* half a step for each weight */
+                double allowed = fabs((double)scale[o]) * size * ((most - least) / 254.0 + 1e-5) + 1e-6;
+                double error = fabs(want * scale[o] - y[t * rows + o]) - allowed;
+                if (error > worst) worst = error;
+            }
+        }
+    }
+    if (blocks) {
+        column[below((uint32_t)blocks)] = (uint16_t)(quads + below(9));
+        if (!dsee_int8_check(&d, groups + 1, blocks, 16 * blocks)) worst = 1.0;
+    }
+    free(start), free(column), free(weight), free(scale), free(sum), free(x), free(y);
+    return worst;
+}
+
 int main(int count, char **arguments) {
     int rounds = count > 1 ? atoi(arguments[1]) : 300;
     const char *paths[8];
@@ -147,8 +248,9 @@ int main(int count, char **arguments) {
                     double error = fabs(want - y[t * rows + o]) / (1.0 + fabs(want));
                     if (error > worst) worst = error;
                 }
-            double error = attend(paths[p]);
-            if (error > worst) worst = error;
+            double errors[] = {attend(paths[p]), in_a_row(paths[p]), norm(paths[p]), integers(paths[p])};
+            for (int i = 0; i < 4; i++)
+                if (errors[i] > worst) worst = errors[i];
             product.activation = (int32_t)below(5);
             if (dsee_run(&product, paths[p], 1)) return puts("a product failed"), 1;
         }

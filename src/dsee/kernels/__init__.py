@@ -5,12 +5,14 @@ from dsee.kernels.int8 import Int8Matrix, pack_int8
 from dsee.kernels.library import library, why_not
 from dsee.kernels.linear import from_kernels, on_kernels, to_kernels
 from dsee.kernels.matrix import SparseMatrix, pack
+from dsee.kernels.norm import add_norm
 from dsee.kernels.product import Side, pack_side, sparse_linear
 
 __all__ = [
     "Int8Matrix",
     "Side",
     "SparseMatrix",
+    "add_norm",
     "attention",
     "from_kernels",
     "library",

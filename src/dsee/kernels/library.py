@@ -7,6 +7,7 @@ import os
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint8
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from dsee.errors import InputError, nearest
 from dsee.kernels.compile import LIBRARY
@@ -15,6 +16,9 @@ from dsee.kernels.compile import LIBRARY
 VARIABLE = "DSEE_KERNELS"
 KINDS = {"blocks": 0, "weights": 1}
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
+
+#: A matrix, its bias or None, and its activation: two addresses and a number.
+Layer = tuple[int, int | None, int]
 
 #: What ``dsee_check`` answers.
 FAULTS = {
@@ -82,6 +86,9 @@ class Library:
         loaded.dsee_int8_run.argtypes = [address, c_char_p, c_int32]
         loaded.dsee_int8_check.argtypes = [address, c_int64, c_int64, c_int64]
         loaded.dsee_int8_can.argtypes = [c_char_p]
+        layer: list[Any] = [address, address, c_int32]
+        loaded.dsee_linears.argtypes = [*layer, *layer, address, address, c_int64, c_char_p, c_int32]
+        loaded.dsee_add_norm.argtypes = [*[address] * 5, c_int64, c_int64, c_float, c_char_p, c_int32]
         self._loaded, self._linear = loaded, loaded.dsee_linear
         names = (c_char_p * 8)()
         count = loaded.dsee_paths(names, 8)
@@ -146,6 +153,41 @@ class Library:
         """
         if self._linear(matrix, bias, x, y, tokens, activation, self._name, threads):
             raise MemoryError("dsee.kernels: no memory for a panel of activations.")
+
+    def linears(self, first: Layer, second: Layer, x: int, y: int, tokens: int, threads: int) -> None:
+        """Compute two products in a row, the second's columns the first's rows, both of one kind.
+
+        Args:
+            first: addresses of a sound ``dsee_matrix`` and of its bias or None, and a value of ``ACTIVATIONS``.
+            second: the same.
+            x: address of float32 (tokens, first's columns).
+            y: address of float32 (tokens, second's rows).
+            tokens: how many.
+            threads: how many threads may share it.
+
+        Raises:
+            MemoryError: no memory for the panels.
+        """
+        if self._loaded.dsee_linears(*first, *second, x, y, tokens, self._name, threads):
+            raise MemoryError("dsee.kernels: no memory for a panel of activations.")
+
+    def add_norm(
+        self, a: int, b: int, gain: int, shift: int, y: int, tokens: int, width: int, eps: float, threads: int
+    ) -> None:
+        """Compute the layer norm of a sum, everything given by its address.
+
+        Args:
+            a: of float32 (tokens, width).
+            b: like ``a``.
+            gain: of float32 (width,).
+            shift: like ``gain``.
+            y: of float32 (tokens, width); may be ``a`` or ``b``.
+            tokens: how many.
+            width: features of a token.
+            eps: added to the variance.
+            threads: how many threads may share it.
+        """
+        self._loaded.dsee_add_norm(a, b, gain, shift, y, tokens, width, eps, self._name, threads)
 
     def attend(self, attention: ctypes.Structure, threads: int) -> None:
         """Compute attention whose tensors fit each other.

@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from dsee.errors import InputError, OrderError
+from dsee.kernels import pair
 from dsee.kernels.int8 import Int8Matrix, int8_compute, pack_int8
 from dsee.kernels.matrix import Kind, SparseMatrix, pack
 from dsee.kernels.product import Side, activate, compute
@@ -36,6 +37,9 @@ class Packed:
         matrix: the packed weight; None before it is made.
         side: a packed low-rank branch, for layers that have one.
         source: address and count of changes of each tensor that was packed.
+        follower: the layer that computes this one too, see :mod:`dsee.kernels.pair`; None for most.
+        leader: the layer that this one computes too, or None.
+        watched: modules that lie between the two; a hook on one wants to see what the leader leaves.
     """
 
     kind: Way
@@ -43,9 +47,13 @@ class Packed:
     matrix: SparseMatrix | Int8Matrix | None = None
     side: Side | None = None
     source: tuple[Any, ...] = ()
+    follower: OnKernels | None = None
+    leader: OnKernels | None = None
+    watched: tuple[nn.Module, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         # a packed matrix holds addresses; a copy packs its own weight when it needs it
+        # and computes each layer by itself
         return {"kind": self.kind, "activation": self.activation, "matrix": None, "side": None, "source": ()}
 
 
@@ -81,6 +89,8 @@ class OnKernels(Swapped):
     """The forward pass that the classes below share."""
 
     _dsee_sparse: Packed
+    #: Which dimension of the stored weight is the input's.
+    _input_side = 1
 
     def _oriented(self) -> torch.Tensor:
         weight: Any = self._parameters["weight"]
@@ -117,6 +127,11 @@ class OnKernels(Swapped):
         own: Any = self._parameters
         state, bias = self.__dict__[STATE], own["bias"]
         compiling = torch.compiler.is_compiling()
+        if state.follower is not None and not compiling and pair.can_hand_on(self, input):
+            return input
+        if state.leader is not None and input.shape[-1] != own["weight"].shape[self._input_side]:
+            # the leader has handed on what it was given
+            return pair.both(state.leader, self, input)
         # the operator for compiled graphs knows no branch
         if not kernels_can(input, own["weight"], *own.values()) or (compiling and state.side is not None):
             return activate(self._dense(input), state.activation)
@@ -142,6 +157,8 @@ class SparseLinear(OnKernels, nn.Linear):
 
 class SparseConv1D(OnKernels, Conv1D):
     """GPT-2's ``Conv1D``, whose weight is (in, out), on the kernels."""
+
+    _input_side = 0
 
     def _oriented(self) -> torch.Tensor:
         return super()._oriented().T

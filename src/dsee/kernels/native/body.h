@@ -32,6 +32,7 @@ typedef int32_t ivec4 __attribute__((vector_size(16)));
 #include "activations.h"
 #include "attention.h"
 #include "int8.h"
+#include "norm.h"
 
 /* ---- one group of one chunk: part[row][token] (in the first chunk bias[row]) += value * panel[column][token] ---- */
 
@@ -240,3 +241,5 @@ static void run(const dsee_part *p, float *scratch) {
         left -= n;
     }
 }
+
+#include "pair.h"

@@ -45,6 +45,16 @@ typedef struct {
     int64_t quad, quads;   /* first and number of groups of four rows of y */
 } dsee_part;
 
+/* Two products in a row: y = act2(act1(x W1' + b1) W2' + b2). Both of one kind; the second's columns are the first's rows. */
+typedef struct {
+    const dsee_matrix *first, *second;
+    const float *first_bias, *second_bias; /* or NULL */
+    const float *x;                        /* tokens x first->columns */
+    float *y;                              /* tokens x second->rows */
+    int64_t tokens;
+    int32_t first_activation, second_activation;
+} dsee_pair;
+
 /* Attention: out = softmax(scale q k' + mask) v. Distances are in floats (bytes for `allowed`) and may be 0 in masks;
  * the features of a head, and the keys of a mask, lie side by side. */
 typedef struct {
@@ -74,6 +84,15 @@ typedef struct {
     int32_t activation;
 } dsee_int8;
 
+/* y = gain * (a + b - mean) / sqrt(var + eps) + shift over the last dimension; y may be a or b. */
+typedef struct {
+    const float *a, *b;         /* tokens x width */
+    const float *gain, *shift;  /* width */
+    float *y;                   /* tokens x width */
+    int64_t tokens, width;
+    float eps;
+} dsee_norm;
+
 /* One instruction set. */
 typedef struct {
     const char *name;
@@ -83,6 +102,9 @@ typedef struct {
     size_t (*attention_floats)(const dsee_attention *a);
     void (*int8_panel)(const dsee_int8 *d, int64_t token, int64_t n, float *scratch); /* up to 16 tokens; NULL: has none */
     size_t (*int8_floats)(const dsee_int8 *d);
+    void (*add_norm)(const dsee_norm *n, int64_t token, int64_t tokens);
+    void (*run_pair)(const dsee_pair *d, int64_t token, int64_t tokens, float *scratch);
+    size_t (*pair_floats)(const dsee_pair *d, int32_t panel);
 } dsee_path;
 
 extern const dsee_path dsee_path_baseline, dsee_path_avx2, dsee_path_avx512, dsee_path_neon;
@@ -105,10 +127,16 @@ PUBLIC int32_t dsee_check(const dsee_matrix *m, int64_t starts, int64_t entries,
 PUBLIC int32_t dsee_linear(const dsee_matrix *w, const float *bias, const float *x, float *y, int64_t tokens,
                            int32_t activation, const char *path, int32_t threads);
 PUBLIC int32_t dsee_run(const dsee_product *product, const char *path, int32_t threads); /* 0: done; 1: unknown path; 2: no memory */
+/* as dsee_run; 3: the two do not follow each other */
+PUBLIC int32_t dsee_linears(const dsee_matrix *first, const float *first_bias, int32_t first_activation,
+                            const dsee_matrix *second, const float *second_bias, int32_t second_activation, const float *x,
+                            float *y, int64_t tokens, const char *path, int32_t threads);
 PUBLIC int32_t dsee_attend(const dsee_attention *a, const char *path, int32_t threads); /* as dsee_run; 3: no such heads */
 /* 0: sound */
 PUBLIC int32_t dsee_int8_check(const dsee_int8 *d, int64_t starts, int64_t blocks, int64_t values);
 PUBLIC int32_t dsee_int8_run(const dsee_int8 *d, const char *path, int32_t threads); /* as dsee_run; 3: not on this path */
 PUBLIC int32_t dsee_int8_can(const char *path);                                      /* 1: this path has 8-bit products */
+PUBLIC int32_t dsee_add_norm(const float *a, const float *b, const float *gain, const float *shift, float *y, int64_t tokens,
+                             int64_t width, float eps, const char *path, int32_t threads); /* 0: done; 1: unknown path */
 
 #endif

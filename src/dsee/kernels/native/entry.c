@@ -114,6 +114,39 @@ int32_t dsee_linear(const dsee_matrix *w, const float *bias, const float *x, flo
 }
 
 typedef struct {
+    dsee_pair pair;
+    const dsee_path *path;
+    int64_t step;
+    int32_t failed;
+} pairs;
+
+static void some_panels(void *argument, int64_t i) {
+    pairs *all = argument;
+    int64_t token = i * all->step, left = all->pair.tokens - token;
+    float *scratch = dsee_scratch(all->path->pair_floats(&all->pair, all->path->panel[all->pair.first->kind]));
+    if (scratch)
+        all->path->run_pair(&all->pair, token, left < all->step ? left : all->step, scratch);
+    else
+        all->failed = 1;
+}
+
+int32_t dsee_linears(const dsee_matrix *first, const float *first_bias, int32_t first_activation,
+                     const dsee_matrix *second, const float *second_bias, int32_t second_activation, const float *x,
+                     float *y, int64_t tokens, const char *name, int32_t threads) {
+    pairs all = {{first, second, first_bias, second_bias, x, y, tokens, first_activation, second_activation},
+                 called(name), 0, 0};
+    if (!all.path) return 1;
+    if (first->kind != second->kind || first->rows != second->columns) return 3;
+    if (tokens < 1) return 0;
+    int64_t panel = all.path->panel[first->kind], panels = (tokens + panel - 1) / panel;
+    if (threads < 1) threads = 1;
+    /* whole panels, as even as they go */
+    all.step = (panels + threads - 1) / threads * panel;
+    dsee_parallel((tokens + all.step - 1) / all.step, threads, some_panels, &all);
+    return all.failed ? 2 : 0;
+}
+
+typedef struct {
     const dsee_attention *attention;
     const dsee_path *path;
     int32_t failed;
@@ -177,4 +210,26 @@ int32_t dsee_int8_run(const dsee_int8 *d, const char *name, int32_t threads) {
 int32_t dsee_int8_can(const char *name) {
     const dsee_path *path = called(name);
     return path && path->int8_panel;
+}
+
+typedef struct {
+    dsee_norm norm;
+    const dsee_path *path;
+    int64_t step;
+} norming;
+
+static void some_tokens(void *argument, int64_t i) {
+    norming *all = argument;
+    int64_t token = i * all->step, left = all->norm.tokens - token;
+    all->path->add_norm(&all->norm, token, left < all->step ? left : all->step);
+}
+
+int32_t dsee_add_norm(const float *a, const float *b, const float *gain, const float *shift, float *y, int64_t tokens,
+                      int64_t width, float eps, const char *name, int32_t threads) {
+    norming all = {{a, b, gain, shift, y, tokens, width, eps}, called(name), 0};
+    if (!all.path) return 1;
+    if (tokens < 1 || width < 1) return 0;
+    all.step = threads > 1 ? (tokens + threads - 1) / threads : tokens;
+    dsee_parallel((tokens + all.step - 1) / all.step, threads, some_tokens, &all);
+    return 0;
 }
