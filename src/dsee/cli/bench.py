@@ -63,7 +63,6 @@ def bench(
     terminal = Terminal()
     terminal.say("loading torch and the models ...")
     quiet_libraries()
-    from dsee.report.bench import bench_data
     from dsee.report.bench_plot import plot_bench, require_plot
     from dsee.runtime.bench import bench as run_bench
 
@@ -85,6 +84,13 @@ def bench(
         )
     if plot:
         plot_bench(found, plot)
+    _tell(terminal, found, json_file)
+
+
+def _tell(terminal: Terminal, found: Bench, json_file: Path | None) -> None:
+    """Print tables and write the figures to a file, or print the figures alone."""
+    from dsee.report.bench import bench_data
+
     data = json.dumps(bench_data(found), indent=2)
     if str(json_file) == "-":
         typer.echo(data)
