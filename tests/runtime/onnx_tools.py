@@ -103,7 +103,7 @@ def copied(export: Export, folder: Path) -> Path:
 def trace_from(monkeypatch, folder: Path) -> None:
     """Let the next exports take a graph that was traced before: tracing takes seconds, copying does not."""
     monkeypatch.setattr(
-        "dsee.runtime.onnx_export._trace", lambda model, path, *_: shutil.copyfile(folder / "model.onnx", path)
+        "dsee.runtime.onnx_export.trace", lambda model, path, *_: shutil.copyfile(folder / "model.onnx", path)
     )
 
 

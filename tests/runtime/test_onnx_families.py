@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,9 @@ import dsee
 from behaviours.families import ALL, LABELS, Family, _bert_like
 from dsee.artifact.manifest import read_manifest
 from dsee.runtime import OnnxModel
+from dsee.runtime.generation import Rereading, greedy
 from dsee.runtime.opened import open_model
+from dsee.tasks.generation import DecodingSpec, write_texts
 
 SHAPES = [(1, 1), (1, 9), (4, 12), (5, 33)]
 PROMPTS = ["good film", "two hours i will never get back", "a"]
@@ -130,6 +133,21 @@ def check_text(found: Exported) -> None:
     assert found.fp32.generate(PROMPTS, 8) == wanted
     assert [found.fp32.generate([prompt], 8)[0] for prompt in PROMPTS] == wanted
     assert [found.fp32.decode(tokens) for tokens in wanted] == [found.torch.decode(tokens) for tokens in wanted]
+    assert found.fp32.cached == (not found.model.config.is_encoder_decoder)
+    if found.fp32.cached:
+        check_beams(found)
+
+
+def check_beams(found: Exported) -> None:
+    """Beams, prompts of other lengths in one batch, the texts of torch; the cache and reading all again agree."""
+    words = found.torch.tokenizer
+    words.eos_token = words.convert_ids_to_tokens(9)
+    ids = words(PROMPTS, add_special_tokens=False)["input_ids"]
+    for beams, no_repeat in ((1, 2), (4, 0), (3, 2)):
+        decoding = DecodingSpec(beams=beams, no_repeat_ngram=no_repeat, max_new_tokens=8, batch_size=2)
+        assert found.fp32.write_after(ids, decoding) == write_texts(found.model, words, ids, decoding)
+    again = Rereading(found.fp32.run, start=None, vocabulary=found.fp32.vocab_size)
+    assert greedy(again, ids, 8, {9}) == found.fp32.generate(PROMPTS, 8)
 
 
 def test_a_decoder_has_the_logits_of_its_model(gpt2):
@@ -150,10 +168,15 @@ def test_a_decoders_card_runs_and_prints_the_next_tokens(gpt2):
 
 
 def check_card(found: Exported, texts: list[str]) -> None:
-    """The card's code prints the first token that the model writes, without torch or dsee."""
+    """The card's code prints the tokens that the model writes, the first ones without a cache; no torch, no dsee."""
     folder = found.fp32.folder
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    assert "labels" not in code
+    assert '["labels"]' not in code
+    if found.fp32.cached:
+        tokens, _, _ = run_python(BLOCKED + code, cwd=folder).partition("\n")
+        # up to 20 tokens, which fit behind the prompt
+        assert json.loads(tokens) == found.torch.generate(texts[:1], 20)[0]
+        return
     printed = run_python(BLOCKED + code, cwd=folder).split()
     assert [int(token) for token in printed] == [tokens[0] for tokens in found.torch.generate(texts, 1)]
 

@@ -68,10 +68,15 @@ def test_a_choice_that_measures_too_slow_is_made_again(clock):
 
 
 @pytest.mark.parametrize("late", [(1.2, 1.5, 2.0, 3.0), (20.0,)])
-def test_a_clock_that_never_agrees_is_reported(late, clock):
-    clock(*late)
-    with pytest.warns(UserWarning, match="machine may be busy"):
-        dsee.prune(tiny_bert(), dsee.Budget(latency=0.9, score="weight", sequence=16))
+def test_a_clock_that_never_agrees_cuts_nothing(late, clock):
+    """More time than asked for is what nobody asked for: the model stays whole, and the message has the figure."""
+    made, model = clock(*late), tiny_bert()
+    before, sizes = logits(model), structure(model)
+    with pytest.raises(dsee.InputError, match=r"latency=0\.9.* measure \d+\.\d% .* nothing was cut.*busy"):
+        dsee.prune(model, dsee.Budget(latency=0.9, score="weight", sequence=16), dsee.Weights(0.5, score="weight"))
+    assert len(made.calls) > 1
+    assert torch.equal(logits(model), before)
+    assert (structure(model), dsee.history(model)) == (sizes, [])
 
 
 def test_a_model_cut_before_is_refused(clock):

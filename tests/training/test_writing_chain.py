@@ -1,6 +1,7 @@
 """The whole chain on tiny models that write: what comes out, and that it is what the figures say."""
 
 import json
+import shutil
 import types
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 import dsee
 from chain import Recorder
+from dsee.artifact.manifest import read_manifest
 from dsee.errors import InputError, MissingExtraError
 from dsee.report.generation import text_rows, text_table, write_text_report
 from dsee.tasks.generation import DecodingSpec, score_texts, write_texts
@@ -215,6 +217,35 @@ def test_bad_rows_of_writing_stop_the_run_or_are_in_the_report(ground, tmp_path)
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "left out 2 bad row(s): 1 x missing text, 1 x too long" in page
     assert "bad.jsonl, line 10: the prompt has" in page
+
+
+@pytest.mark.slow
+def test_exports_write_as_the_model_does_and_their_cards_say_what_they_are_worth(done, tmp_path, dsee_command):
+    pytest.importorskip("onnxruntime")
+    output, again = shutil.copytree(done.result.output, tmp_path / "out"), Recorder()
+    export = done.recipe.export.model_copy(update={"onnx": ["fp32", "int8"]})
+    recipe = done.recipe.model_copy(update={"export": export})
+    result = run(recipe, base=done.folder, output=output, progress=again)
+    assert again.ran == ["export", "write-ONNX fp32", "write-ONNX int8", "measure"]
+    stages = result.stages
+    assert stages["write-ONNX fp32"]["scores"] == stages["write-recovered"]["scores"]
+    assert (stages["write-ONNX fp32"]["same"], 0 <= stages["write-ONNX int8"]["same"] <= 1) == (1.0, True)
+    for precision in ("fp32", "int8"):
+        facts, test = read_manifest(output / f"onnx-{precision}").facts, stages["export"][precision]["test"]
+        assert facts["test"] == {name: test[name] for name in ("loss", "perplexity")}
+        assert facts["original"]["perplexity"] == pytest.approx(stages["merge"]["test"]["perplexity"])
+        card = (output / f"onnx-{precision}" / "README.md").read_text()
+        assert f"perplexity on the test part: {test['perplexity']:.4g} (the original: " in card
+    assert stages["export"]["fp32"]["test"]["perplexity"] == pytest.approx(facts["original"]["perplexity"], rel=1e-4)
+    header, body = text_table(text_rows(result))
+    assert [line[0] for line in body][-2:] == ["ONNX fp32", "ONNX int8"]
+    assert all(line[header.index("BLEU")] != "-" for line in body)
+    write_text_report(result, recipe)
+    assert "ONNX fp32 writes 100.0% of these texts as the model" in (output / "report.md").read_text()
+    lines = (output / "stages" / "texts-recovered.jsonl").read_text().splitlines()[:3]
+    wanted = [json.loads(line) for line in lines]
+    code, out, err = dsee_command("predict", output / "onnx-fp32", *(line["prompt"] for line in wanted))
+    assert (code, out.splitlines()) == (0, [line["text"] for line in wanted]), err
 
 
 @pytest.mark.slow

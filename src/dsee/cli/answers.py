@@ -39,9 +39,12 @@ def print_texts(
 def _writer(folder: Path, model: Any, longest: int | None) -> Callable[[list[str]], list[str]]:
     """A model of ours is asked as it was trained; of others nothing is known, so they go on from the plain prompt."""
     from dsee.artifact.manifest import NAME, read_manifest
-    from dsee.runtime.opened import is_onnx
+    from dsee.runtime.onnx_model import OnnxModel
 
-    if (folder / NAME).is_file() and not is_onnx(folder):
+    if isinstance(model, OnnxModel):
+        if model.asked is not None:
+            return lambda chunk: model.write(chunk, longest)
+    elif (folder / NAME).is_file():
         from dsee.tasks.generation.ask import stored_asking
         from dsee.tasks.generation.write import write_texts
 

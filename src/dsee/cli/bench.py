@@ -28,6 +28,12 @@ def bench(
     ],
     batch: Annotated[list[int] | None, typer.Option(help="Sentences at a time; repeatable.  [default: 1]")] = None,
     sequence: Annotated[list[int] | None, typer.Option(help="Tokens a sentence; repeatable.  [default: 128]")] = None,
+    new_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Time writing so many tokens after each sentence, and the first alone; for models that write."
+        ),
+    ] = 0,
     rounds: Annotated[int, typer.Option(help="Rounds that count; each runs every model once.", min=1)] = 30,
     warmup: Annotated[int, typer.Option(help="Rounds before.", min=0)] = 3,
     threads: Annotated[int, typer.Option(help="Threads for each model.", min=1)] = 1,
@@ -57,7 +63,6 @@ def bench(
     terminal = Terminal()
     terminal.say("loading torch and the models ...")
     quiet_libraries()
-    from dsee.report.bench import bench_data
     from dsee.report.bench_plot import plot_bench, require_plot
     from dsee.runtime.bench import bench as run_bench
 
@@ -74,10 +79,18 @@ def bench(
             threads=threads,
             memory=memory,
             kernels=optimize,
+            new_tokens=new_tokens,
             progress=bar.advance,
         )
     if plot:
         plot_bench(found, plot)
+    _tell(terminal, found, json_file)
+
+
+def _tell(terminal: Terminal, found: Bench, json_file: Path | None) -> None:
+    """Print tables and write the figures to a file, or print the figures alone."""
+    from dsee.report.bench import bench_data
+
     data = json.dumps(bench_data(found), indent=2)
     if str(json_file) == "-":
         typer.echo(data)
@@ -88,12 +101,13 @@ def bench(
 
 
 def _show(terminal: Terminal, found: Bench) -> None:
-    from dsee.report.bench import HEADER, bench_cells, bench_sentences
+    from dsee.report.bench import bench_cells, bench_header, bench_sentences
 
     many = f"{found.threads} threads" if found.threads > 1 else "one thread"
     for timed in found.shapes:
-        typer.echo(f"{timed.batch} x {timed.sequence} tokens, {many}, {found.rounds} rounds")
-        terminal.cells(HEADER, bench_cells(found, timed))
+        written = f" and {timed.new_tokens} new ones" if timed.new_tokens else ""
+        typer.echo(f"{timed.batch} x {timed.sequence} tokens{written}, {many}, {found.rounds} rounds")
+        terminal.cells(bench_header(timed), bench_cells(found, timed))
         for line in bench_sentences(found, timed):
             typer.echo(line)
 

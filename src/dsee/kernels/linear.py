@@ -81,7 +81,11 @@ def mark(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
-class OnKernels(nn.Module):
+class Swapped(nn.Module):
+    """A layer that computes in another way than the class it had."""
+
+
+class OnKernels(Swapped):
     """The forward pass that the classes below share."""
 
     _dsee_sparse: Packed
@@ -201,13 +205,13 @@ def from_kernels(linear: nn.Module) -> None:
             del linear.__dict__[STATE]
 
 
-def on_kernels(model: nn.Module) -> dict[str, OnKernels]:
-    """Return the layers that run on the kernels, by their path.
+def on_kernels(model: nn.Module) -> dict[str, Swapped]:
+    """Return the layers that run on the kernels, or on sparse tensor cores, by their path.
 
     Args:
         model: any model.
     """
-    return {name: module for name, module in model.named_modules() if isinstance(module, OnKernels)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Swapped)}
 
 
 def refuse_on_kernels(model: nn.Module, step: str) -> None:

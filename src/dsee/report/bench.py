@@ -9,7 +9,19 @@ from dsee._version import __version__
 from dsee.measure.hardware import hardware
 from dsee.runtime.bench import Bench, Timed
 
-HEADER = ["", "runs on", "p50 / p95 ms", "CPU ms", "sentences/s", "weights MB", "memory MB"]
+_SIZES = ["weights MB", "memory MB"]
+HEADER = ["", "runs on", "p50 / p95 ms", "CPU ms", "sentences/s", *_SIZES]
+#: Where tokens are written.
+HEADER_WRITING = ["", "runs on", "p50 / p95 ms", "CPU ms", "first token ms", "new tokens/s", *_SIZES]
+
+
+def bench_header(timed: Timed) -> list[str]:
+    """Return the header of the table of one shape.
+
+    Args:
+        timed: its figures.
+    """
+    return HEADER_WRITING if timed.new_tokens else HEADER
 
 
 def bench_cells(found: Bench, timed: Timed) -> list[list[str]]:
@@ -28,12 +40,18 @@ def bench_cells(found: Bench, timed: Timed) -> list[list[str]]:
                 f"{contender.runtime} {contender.precision}",
                 f"{times.p50_ms:.2f} / {times.p95_ms:.2f}",
                 f"{times.cpu_ms:.2f}",
-                f"{timed.throughput(name):.1f}",
+                *_rates(timed, name),
                 f"{contender.bytes / 1e6:.1f}",
                 f"{contender.memory.model / 1e6:.0f}" if contender.memory else "-",
             ]
         )
     return body
+
+
+def _rates(timed: Timed, name: str) -> list[str]:
+    if timed.new_tokens:
+        return [f"{timed.first[name].p50_ms:.2f}", f"{timed.tokens_per_second(name):.1f}"]
+    return [f"{timed.throughput(name):.1f}"]
 
 
 def bench_sentences(found: Bench, timed: Timed) -> list[str]:
@@ -87,12 +105,22 @@ def bench_data(found: Bench) -> dict[str, Any]:
                     name: asdict(times) | {"sentences_per_s": timed.throughput(name)}
                     for name, times in timed.times.items()
                 },
+                **_writing_data(timed),
                 "speedups": {name: asdict(ratio) for name, ratio in timed.speedups.items()},
                 "kernels": timed.kernels,
             }
             for timed in found.shapes
         ],
     }
+
+
+def _writing_data(timed: Timed) -> dict[str, Any]:
+    """What there is to say of tokens that were written; nothing where none were."""
+    if not timed.new_tokens:
+        return {}
+    rates = {name: timed.tokens_per_second(name) for name in timed.first}
+    first = {name: asdict(latency) for name, latency in timed.first.items()}
+    return {"new_tokens": timed.new_tokens, "first_token": first, "tokens_per_s": rates}
 
 
 def _share(part: float, whole: float) -> str:

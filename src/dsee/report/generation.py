@@ -156,7 +156,7 @@ def write_text_report(result: RunResult, recipe: Recipe) -> list[TextRow]:
         hardware=", ".join(f"{key} {value}" for key, value in result.hardware.items() if value),
         tokens=result.stages["tune"]["test"]["tokens"],
         validation=result.sizes["validation"],
-        written=_written(result.stages.get("write-dense"), recipe),
+        written=_written(result.stages.get("write-dense"), recipe) + _kept(result.stages),
         kernels="".join(f"Zeros in weights of {name}: {said}.\n" for name, said in kernels.items() if said),
         exports=", ".join(f"`onnx-{p}/`" for p in recipe.export.onnx) or "no ONNX",
         tuned=tuned_by(recipe),
@@ -177,3 +177,12 @@ def _written(stage: dict[str, Any] | None, recipe: Recipe) -> str:
         "the texts are in `stages/texts-*.jsonl`.\n"
     )
     return said + "".join(f"Not scored by {TITLES[name][0]}: {why}.\n" for name, why in stage["missing"].items())
+
+
+def _kept(stages: dict[str, Any]) -> str:
+    """How many texts exports write as the model does."""
+    same = {name: stage["same"] for name, stage in stages.items() if name.startswith("write-") and "same" in stage}
+    return "".join(
+        f"{name.removeprefix('write-')} writes {share:.1%} of these texts as the model it was exported from.\n"
+        for name, share in same.items()
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Timed:
         times: name -> latency.
         speedups: name of every folder but the first -> how many times faster the first one is.
         kernels: name -> what :func:`dsee.optimize` chose for this shape, where it was asked.
+        new_tokens: tokens written after each sentence, which the times are for; 0 for one pass over the sentences.
+        first: name -> latency of the first of them alone; empty where nothing is written.
     """
 
     batch: int
@@ -70,6 +72,8 @@ class Timed:
     times: dict[str, Latency]
     speedups: dict[str, Ratio]
     kernels: dict[str, str]
+    new_tokens: int = 0
+    first: dict[str, Latency] = field(default_factory=dict)
 
     def throughput(self, name: str) -> float:
         """Sentences a second, at the median latency.
@@ -78,6 +82,15 @@ class Timed:
             name: the folder's name.
         """
         return 1e3 * self.batch / self.times[name].p50_ms
+
+    def tokens_per_second(self, name: str) -> float:
+        """New tokens a second of all sentences together, the first ones left out, at the median latencies.
+
+        Args:
+            name: the folder's name.
+        """
+        later = self.times[name].p50_ms - self.first[name].p50_ms
+        return 1e3 * self.batch * (self.new_tokens - 1) / max(later, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,7 @@ def bench(
     threads: int = 1,
     memory: bool = True,
     kernels: bool = False,
+    new_tokens: int = 0,
     progress: Callable[[], None] | None = None,
 ) -> Bench:
     """Measure folders against the first of them.
@@ -123,22 +137,27 @@ def bench(
         threads: threads for each.
         memory: measure peak memory too, which takes a fresh process for each folder.
         kernels: let :func:`dsee.optimize` put masked models on sparse kernels, for each shape anew.
+        new_tokens: time writing so many tokens after each sentence, greedily, and the first alone; at least 2, or 0
+            for one pass over the sentences.
         progress: called after each round and each process.
 
     Returns:
         All figures.
 
     Raises:
-        InputError: fewer than two folders, no shape, or a folder whose model does not run on such input.
+        InputError: fewer than two folders, no shape, one new token, or a folder whose model does not run on such
+            input or does not write.
         ArtifactError: a folder is missing, damaged or holds no model.
     """
     if len(folders) < 2:
         raise InputError("bench: give at least two folders to compare.")
     if not shapes:
         raise InputError("bench: give at least one shape, batch and sequence.")
+    if new_tokens < 0 or new_tokens == 1:
+        raise InputError(f"bench: new_tokens={new_tokens} has to be at least 2; the first token is timed by itself.")
     clock = "cpu" if threads == 1 else "wall"
     how = {"runs": runs, "warmup": warmup, "progress": progress}
-    timed, precisions = _timed(folders, shapes, clock, threads=threads, kernels=kernels, **how)
+    timed, precisions = _timed(folders, shapes, new_tokens, clock, threads=threads, kernels=kernels, **how)
     contenders = {}
     for name, folder in folders.items():
         peak = peak_memory(folder, batch=shapes[0][0], sequence=shapes[0][1]) if memory else None
@@ -150,11 +169,18 @@ def bench(
 
 
 def _timed(
-    folders: dict[str, Path], shapes: list[tuple[int, int]], clock: str, *, threads: int, kernels: bool, **how: Any
+    folders: dict[str, Path],
+    shapes: list[tuple[int, int]],
+    new: int,
+    clock: str,
+    *,
+    threads: int,
+    kernels: bool,
+    **how: Any,
 ) -> tuple[list[Timed], dict[str, str]]:
     """Times of every shape, and each folder's precision; the models are gone when it returns, for small machines."""
     models = {name: open_model(folder, threads=threads, merged=True) for name, folder in folders.items()}
-    calls = [{name: _call(model, shape) for name, model in models.items()} for shape in shapes]
+    calls = [_calls(models, shape, new) for shape in shapes]
     timed = []
     for shape, variants in zip(shapes, calls, strict=True):
         with torch_threads(threads):
@@ -162,10 +188,21 @@ def _timed(
         found = rounds(variants, threads=threads, **how)
         times = {name: found.latency(name) for name in folders}
         summaries = {name: choices.summary for name, choices in chosen.items()}
-        timed.append(Timed(*shape, times, _speedups(found, clock), summaries))
+        first = {name: found.latency(_first(name)) for name in folders if new}
+        timed.append(Timed(*shape, times, _speedups(found, clock, list(folders)), summaries, new, first))
         for choices in chosen.values():
             choices.undo()
     return timed, {name: model.precision for name, model in models.items()}
+
+
+def _first(name: str) -> str:
+    """What the first token of a folder is called among the calls: no folder has such a name."""
+    return f"{name}/first token"
+
+
+def _calls(models: dict[str, Any], shape: tuple[int, int], new: int) -> dict[str, Callable[[], Any]]:
+    found = {name: _call(model, shape, new) for name, model in models.items()}
+    return found | {_first(name): _call(model, shape, 1) for name, model in models.items() if new}
 
 
 def _masked(model: Any) -> bool:
@@ -176,9 +213,11 @@ def _optimized(model: Any, shape: tuple[int, int]) -> Choices:
     return optimize(model.model, model.sample(*shape))
 
 
-def _call(model: Any, shape: tuple[int, int]) -> Callable[[], Any]:
+def _call(model: Any, shape: tuple[int, int], new: int) -> Callable[[], Any]:
     """A call that runs the model once; tried here, because what fails has to fail before the first minute is spent."""
-    call = partial(model.run, model.sample(*shape))
+    if new and not model.generates:
+        raise InputError(f"bench: {model.folder} holds a model that writes nothing. Leave --new-tokens out.")
+    call = partial(model.go_on, model.sample(*shape), new) if new else partial(model.run, model.sample(*shape))
     try:
         call()
     except DseeError:
@@ -194,8 +233,8 @@ def _call(model: Any, shape: tuple[int, int]) -> Callable[[], Any]:
     return call
 
 
-def _speedups(found: Rounds, clock: str) -> dict[str, Ratio]:
+def _speedups(found: Rounds, clock: str, names: list[str]) -> dict[str, Ratio]:
     times = found.cpu if clock == "cpu" else found.wall
-    first, *others = times
+    first, *others = names
     ratios = {name: np.divide(times[name], np.maximum(times[first], 1e-6)) for name in others}
     return {name: Ratio(*(float(np.percentile(each, q)) for q in (50, 25, 75))) for name, each in ratios.items()}

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
-import warnings
-from collections.abc import Iterator
-from inspect import signature
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from dsee.architectures.inputs import takes_token_types
 from dsee.artifact.atomic import whole_folder
 from dsee.artifact.manifest import Manifest, owned_entries, refuse_other_kind, verify, write_manifest
 from dsee.errors import InputError, MissingExtraError, OrderError
 from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
 from dsee.runtime.answers import kind_of
+from dsee.runtime.onnx_cache import POSITIONS
 from dsee.runtime.onnx_card import card
-from dsee.runtime.onnx_model import DECODER, LABELS, MODEL, TOKENIZER, TYPES
+from dsee.runtime.onnx_model import LABELS, MODEL, TOKENIZER, OnnxModel
 from dsee.runtime.onnx_parity import check_parity
+from dsee.runtime.onnx_trace import OPSET, TRACED, cached_layers, graph_inputs, trace
 from dsee.steps import history
 from dsee.update.layer import update_layers
 
 Quantize = Literal["int8"]
-OPSET = 18
-#: Traced with this shape; batch and length stay free. Sizes of 1 would be taken for constants.
-TRACED = (2, 16)
+#: Gives figures of an export on a task, by their names.
+Evaluate = Callable[[OnnxModel], Mapping[str, float]]
 
 
 def export_onnx(
@@ -41,20 +37,26 @@ def export_onnx(
     quantize: Quantize | None = None,
     max_length: int | None = None,
     tolerance: float | None = None,
+    evaluate: Evaluate | None = None,
+    original: Mapping[str, float] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Export a merged model with free batch size and lengths: an encoder, a decoder, or both.
 
     The folder holds ``model.onnx``, ``tokenizer.json``, ``labels.json``, a manifest and a card whose code runs.
 
     Args:
-        model: a transformers model with logits; merge a PeftModel first. One that writes text gets no cache: each
-            step reads everything again.
+        model: a transformers model with logits; merge a PeftModel first. The graph of a decoder that writes takes and
+            gives keys and values, so that a step reads one token; an encoder-decoder's reads everything again.
         folder: where to; written whole or not at all.
         tokenizer: a fast tokenizer, stored with truncation and padding switched on.
         quantize: "int8" for dynamic quantisation, per channel and with reduced range (full range saturates on AVX2).
         max_length: longest input in tokens; the tokenizer's or the model's own by default.
         tolerance: largest error of the logits allowed, relative to their spread; by default 1e-4 in fp32 and 0.5 in
             int8, where the task metric has the last word.
+        evaluate: asked for the task's figures of the finished export, which its card and manifest then show.
+        original: the same figures of the model itself, to stand beside them.
+        facts: what else the manifest is to say, as plain data.
 
     Returns:
         The folder.
@@ -77,26 +79,46 @@ def export_onnx(
     refuse_other_kind(target, ("onnx",))
     limit = _limit(model, tokenizer, max_length)
     with whole_folder(target, check=verify, owned=owned_entries) as writing:
-        _trace(model, writing / MODEL, _inputs(model, tokenizer))
+        names = graph_inputs(model, tokenizer)
+        trace(model, writing / MODEL, names)
         if quantize:
             _quantize(writing / MODEL)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, writing / TOKENIZER, limit)
-        labels = _labels(model)
-        described = {"labels": labels, "vocab_size": int(model.config.vocab_size), "max_length": limit}
-        generation = _generation(model)
-        described |= {"generation": generation} if generation else {"kind": kind_of(model.config)}
+        described = _described(model, limit, cached_layers(model) if POSITIONS in names else 0)
         (writing / LABELS).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         allowed = tolerance if tolerance is not None else 0.5 if quantize else 1e-4
         error = check_parity(model, writing / MODEL, limit, allowed)
-        facts = {"precision": quantize or "fp32", "opset": OPSET, "logit_error": error, "max_length": limit}
-        names = _inputs(model, tokenizer)
-        kind = kind_of(model.config)
-        text = card(type(model).__name__, facts, labels, names, tokenizer is not None, generation or None, kind)
-        (writing / "README.md").write_text(text, encoding="utf-8")
+        found = {"precision": quantize or "fp32", "opset": OPSET, "logit_error": error, "max_length": limit}
+        found |= {"weight_bytes": (writing / MODEL).stat().st_size}
         structure = getattr(model.config, "dsee_structure", None)
-        write_manifest(writing, Manifest(kind="onnx", history=history(model), structure=structure, facts=facts))
+        manifest = Manifest(kind="onnx", history=history(model), structure=structure, facts={**(facts or {}), **found})
+        manifest.facts |= _figures(writing, manifest, evaluate, original)
+        text = card(type(model).__name__, manifest.facts, described, names, tokenizer is not None)
+        (writing / "README.md").write_text(text, encoding="utf-8")
+        write_manifest(writing, manifest)
     return target
+
+
+def _figures(
+    writing: Path, manifest: Manifest, evaluate: Evaluate | None, original: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """What the finished export is worth on a task, beside the model it was made from."""
+    if evaluate is None:
+        return {}
+    # asked like any user of the folder would ask it
+    write_manifest(writing, manifest)
+    found = {"test": dict(evaluate(OnnxModel(writing)))}
+    return found | ({"original": dict(original)} if original else {})
+
+
+def _described(model: Any, limit: int, layers: int) -> dict[str, Any]:
+    """What running has to know: the labels, or what writing takes."""
+    described = {"labels": _labels(model), "vocab_size": int(model.config.vocab_size), "max_length": limit}
+    if not model.can_generate():
+        return described | {"kind": kind_of(model.config)}
+    kept = {"cache": layers} if layers else {}
+    return described | {"generation": _generation(model) | {"positions": longest_input(model)} | kept}
 
 
 def _require() -> None:
@@ -132,85 +154,11 @@ def _labels(model: Any) -> list[str]:
 
 
 def _generation(model: Any) -> dict[str, Any]:
-    """What running has to know of a model that writes: the tokens that end a text, and what a decoder starts with."""
-    if not model.can_generate():
-        return {}
+    """The tokens that end a text, and what a decoder starts with."""
     settings = model.generation_config
     ends = settings.eos_token_id
     ends = [] if ends is None else [int(end) for end in ends] if isinstance(ends, list) else [int(ends)]
     return {"end": ends, "start": settings.decoder_start_token_id if model.config.is_encoder_decoder else None}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter reports progress and other people's deprecations; failures still come as exceptions."""
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.getLogger("torch.onnx").setLevel(level)
-
-
-class _Logits(torch.nn.Module):
-    """The model as a function of its inputs."""
-
-    def __init__(self, model: Any, names: list[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.names = names
-        # what a decoder keeps for its next step is no part of the graph
-        self.more = {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(**dict(zip(self.names, inputs, strict=True)), **self.more)["logits"]
-        return logits
-
-
-def _inputs(model: Any, tokenizer: Any) -> list[str]:
-    """What the model is fed: the second sentence of a pair is marked, if its tokenizer marks it in tuning."""
-    names = ["input_ids", "attention_mask"]
-    if model.config.is_encoder_decoder and model.can_generate():
-        return [*names, DECODER]
-    marked = TYPES in getattr(tokenizer, "model_input_names", []) and takes_token_types(model.config)
-    return [*names, TYPES] if marked else names
-
-
-def _trace(model: Any, path: Path, names: list[str]) -> None:
-    sample = sample_inputs(model, *TRACED)
-    if DECODER in names:
-        # of a length of its own, or the two would be taken for one
-        sample[DECODER] = sample[DECODER][:, 1:]
-    inputs = tuple(sample.get(name, torch.ones_like(sample["input_ids"])) for name in names)
-    batch, lengths = torch.export.Dim("batch"), {DECODER: torch.export.Dim("written")}
-    read = torch.export.Dim("sequence")
-    with _quiet(), evaluating(model), torch.no_grad():
-        torch.onnx.export(
-            _Logits(model, names).eval(),
-            inputs,
-            str(path),
-            input_names=names,
-            output_names=["logits"],
-            dynamic_shapes=(tuple({0: batch, 1: lengths.get(name, read)} for name in names),),
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=False,
-        )
-    _strip(path)
-
-
-def _strip(path: Path) -> None:
-    """Take out the stack trace noted at every node: paths of this machine, and most of a small file."""
-    import onnx
-
-    model = onnx.load(str(path))
-    graph = model.graph
-    for part in [*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph, model]:
-        del part.metadata_props[:]
-        part.ClearField("doc_string")
-    onnx.save(model, str(path))
 
 
 def _quantize(path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsee.artifact.manifest import verify
+from dsee.artifact.manifest import NAME, verify
 from dsee.errors import ArtifactError, InputError, MissingExtraError
-from dsee.runtime.generation import greedy
+from dsee.runtime.asked import Decoding, stored_asked, write_texts
+from dsee.runtime.generation import Rereading, Writer, greedy
+from dsee.runtime.onnx_cache import POSITIONS, Remembering, fits, nothing_read, positions
 
 MODEL, TOKENIZER, LABELS = "model.onnx", "tokenizer.json", "labels.json"
 
@@ -34,6 +38,8 @@ class OnnxModel:
         generates: whether it writes text instead of choosing a label.
         kind: "classification", "multi-label" or "regression", of a model that does not write.
         end_tokens: tokens that end what it writes.
+        cached: whether its graph takes and gives keys and values, so that writing does not read everything again.
+        asked: how it was asked when it was trained, of a model that ``dsee run`` taught to write; else None.
     """
 
     def __init__(self, folder: str | Path, *, threads: int = 1) -> None:
@@ -81,8 +87,18 @@ class OnnxModel:
             self.kind: str = described.get("kind", "classification")
             self.generates, self.end_tokens = bool(writes), set(writes.get("end", []))
             self._start: int | None = writes.get("start")
+            # not there in folders of the first releases
+            self._positions: int | None = writes.get("positions")
+            layers = int(writes.get("cache", 0))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError(f"{self.folder / LABELS} does not describe the labels ({error!r}).") from error
+        self.cached = layers > 0
+        if not fits(self.session, layers):
+            raise ArtifactError(
+                f"{self.folder / MODEL} does not take and give the keys and values of {layers} layers, of which "
+                f"{self.folder / LABELS} speaks: the two are of different exports. Export the model again."
+            )
+        self.asked = stored_asked(manifest.facts, self.folder / NAME) if self.generates else None
         self._tokenizer: Any = None
         self._counter: Any = None
         self.precision = str(manifest.facts.get("precision", "fp32"))
@@ -105,9 +121,13 @@ class OnnxModel:
             inputs: ``input_ids`` and ``attention_mask``, (batch, sequence) int64 each; ``token_type_ids`` for pairs;
                 ``decoder_input_ids``, (batch, tokens), for a model that writes from what an encoder has read.
         """
+        more: dict[str, Any] = {}
         if TYPES in self.inputs and TYPES not in inputs:
-            inputs = inputs | {TYPES: np.zeros_like(inputs["input_ids"])}
-        logits: NDArray[np.float32] = self.session.run(None, {name: inputs[name] for name in self.inputs})[0]
+            more[TYPES] = np.zeros_like(inputs["input_ids"])
+        if self.cached:
+            more |= nothing_read(self.session, len(inputs["input_ids"])) | {POSITIONS: positions(inputs["input_ids"])}
+        whole = more | inputs
+        logits: NDArray[np.float32] = self.session.run(["logits"], {name: whole[name] for name in self.inputs})[0]
         return logits
 
     def encode(self, texts: list[str], pairs: list[str] | None = None) -> Inputs:
@@ -163,15 +183,31 @@ class OnnxModel:
             texts: the texts.
             pairs: second sentences, None where there is none.
         """
+        whole = self._whole_tokenizer()
+        return [len(whole.encode(*row)) for row in zip(texts, pairs or [None] * len(texts), strict=True)]
+
+    def _whole_tokenizer(self) -> Any:
+        """One of its own: the other one cuts and fills up."""
         if self._counter is None:
-            # one of its own: the other one cuts and fills up
             self._counter = self._stored_tokenizer()
             self._counter.no_truncation()
             self._counter.no_padding()
-        return [len(self._counter.encode(*row)) for row in zip(texts, pairs or [None] * len(texts), strict=True)]
+        return self._counter
+
+    def writer(self) -> Writer:
+        """Return what goes on from rows of tokens: with a memory if the graph has one, else reading all again.
+
+        Raises:
+            InputError: the model does not write.
+        """
+        if not self.generates:
+            raise InputError(f"{self.folder} holds a model that chooses a label and writes nothing.")
+        if self.cached:
+            return Remembering(self.session, vocabulary=self.vocab_size)
+        return Rereading(self.run, start=self._start, vocabulary=self.vocab_size)
 
     def generate(self, prompts: list[str], max_new_tokens: int) -> list[list[int]]:
-        """Go on from prompts, always with the likeliest token; every step reads everything again.
+        """Go on from prompts, always with the likeliest token.
 
         Args:
             prompts: the prompts.
@@ -179,11 +215,71 @@ class OnnxModel:
 
         Returns:
             The new tokens of each prompt, up to and with the one that ends the text.
+
+        Raises:
+            InputError: a prompt has no token, or with the text more than the model has positions; the model does not
+                write, or its folder has no tokenizer.
         """
-        encoded = self.encode(prompts)
-        rows = zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
-        ids = [row[mask == 1].tolist() for row, mask in rows]
-        return greedy(self.run, ids, max_new_tokens, self.end_tokens, start=self._start, vocabulary=self.vocab_size)
+        ids = [encoding.ids for encoding in self._whole_tokenizer().encode_batch(prompts)]
+        self._check_prompts(ids, max_new_tokens)
+        return greedy(self.writer(), ids, max_new_tokens, self.end_tokens) if ids else []
+
+    def write(self, texts: list[str], max_new_tokens: int | None = None) -> list[str]:
+        """Write a text after each prompt, as the model was asked in training: :attr:`asked`, beams and all.
+
+        Args:
+            texts: prompts as a user has them.
+            max_new_tokens: longest text; None for what the model was tested with.
+
+        Raises:
+            InputError: the folder does not say how; and what :meth:`generate` raises.
+        """
+        if self.asked is None:
+            raise InputError(f"{self.folder} does not say how its model was asked in training. Use generate().")
+        asked, whole = self.asked, [self.asked.before + text + self.asked.after for text in texts]
+        ids = [e.ids for e in self._whole_tokenizer().encode_batch(whole, add_special_tokens=False)]
+        decoding = replace(asked.decoding, max_new_tokens=max_new_tokens or asked.decoding.max_new_tokens)
+        return self.write_after(ids, decoding)
+
+    def write_after(
+        self, prompts: list[list[int]], decoding: Decoding, progress: Callable[[int], None] | None = None
+    ) -> list[str]:
+        """Write a text after each prompt, the same that :func:`dsee.tasks.generation.write_texts` writes with torch.
+
+        Args:
+            prompts: token ids of each prompt, at least one each.
+            decoding: how.
+            progress: called with the number of texts written since the last call.
+
+        Raises:
+            InputError: what :meth:`generate` raises.
+        """
+        self._check_prompts(prompts, decoding.max_new_tokens)
+        ends = self.end_tokens if self.asked is None or self.asked.ends is None else self.asked.ends
+        self._whole_tokenizer()
+        return write_texts(self.writer, self.decode, prompts, decoding, ends, progress)
+
+    def _check_prompts(self, prompts: list[list[int]], new: int) -> None:
+        for number, prompt in enumerate(prompts, 1):
+            if not prompt:
+                raise InputError(f"Prompt {number} has no token, so there is nothing to go on from.")
+            # what an encoder reads and what is written have positions of their own
+            if self._start is None and self._positions is not None and len(prompt) + new > self._positions:
+                raise InputError(
+                    f"Prompt {number} has {len(prompt)} tokens, with {new} new ones more than the {self._positions} "
+                    "positions of this model. Shorten it, or write less."
+                )
+
+    def go_on(self, inputs: Inputs, new: int) -> None:
+        """Write exactly so many tokens after rows of full length, greedily; what they are is of no interest.
+
+        Args:
+            inputs: as :meth:`sample` makes them.
+            new: how many.
+        """
+        rows: list[list[int]] = inputs["input_ids"].tolist()
+        self._check_prompts(rows, new)
+        greedy(self.writer(), rows, new, set())
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of tokens, special ones left out.
@@ -191,4 +287,4 @@ class OnnxModel:
         Args:
             tokens: token ids.
         """
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self._whole_tokenizer().decode(tokens, skip_special_tokens=True))

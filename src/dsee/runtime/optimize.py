@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from dsee.errors import InputError, OrderError
 from dsee.kernels import from_kernels, library, on_kernels, to_kernels, why_not
 from dsee.kernels.linear import CLASSES, PLAIN, STATE, Packed, Way
+from dsee.kernels.two_four import TWO_FOUR, WAY, Compressed, from_two_four, missing, to_two_four, unfit
 from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
 from dsee.runtime import own_attention
@@ -39,10 +40,11 @@ class Choice:
 
     Attributes:
         name: its path in the model.
-        chosen: "dense", "blocks", "weights" or "int8".
+        chosen: "dense", "blocks", "weights", "int8" or "2:4".
         times_ms: way -> shortest time of one call in milliseconds; only the ways that were tried.
         density: way -> stored numbers over all.
         activation: the activation function computed with it, or None.
+        reason: why it was left dense without being timed, where that is the device, the dtype, its size or its zeros.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Choice:
     times_ms: dict[str, float]
     density: dict[str, float]
     activation: str | None = None
+    reason: str | None = None
 
     @property
     def gain(self) -> float:
@@ -64,7 +67,7 @@ class Choices:
     Attributes:
         layers: one entry a linear layer that was looked at.
         tokens: tokens of the sample batch.
-        path: instruction set of the kernels, or why there are none.
+        path: instruction set of the kernels or name of the GPU, or why there is no sparse product.
         gain: time of the whole model before over after, on the sample.
         deviation: norm of the change of the outputs over their norm, on the sample; 0 without 8-bit layers, where only
             rounding differs.
@@ -105,6 +108,7 @@ class Choices:
             + (f"  {layer.density[layer.chosen]:4.0%} stored" if layer.chosen in layer.density else "")
             + "".join(f"  {way} {ms:.3f} ms" for way, ms in layer.times_ms.items())
             + (f"  with {layer.activation}" if layer.activation else "")
+            + (f"  ({layer.reason})" if layer.reason else "")
             for layer in self.layers
         ]
         others = [f"  attention: {self.attention}"] if self.attention else []
@@ -118,13 +122,15 @@ def optimize(
 ) -> Choices:
     """Let each sparse linear layer run the fastest way there is here, in place; outputs stay equal to rounding.
 
-    Dense and sparse kernels are timed in turns on what each layer sees of the sample batch. A layer leaves the dense
-    way only for a gain of 3 %; attention goes to the kernels where transformers leaves it to torch's sdpa and the whole
-    model is 1 % faster so; and if the whole model gained nothing all of it is undone. Class, parameters, files and
-    training of the model do not change; under gradients every layer computes densely.
+    Dense and sparse products are timed in turns on what each layer sees of the sample batch: on CPUs those of our
+    kernels, for float32; on NVIDIA GPUs of compute capability 8.0 and above torch's 2:4, for float16 and bfloat16 and
+    masks that keep two of four. A layer leaves the dense way only for a gain of 3 %; attention goes to the kernels
+    where transformers leaves it to torch's sdpa and the whole model is 1 % faster so; and if the whole model gained
+    nothing all of it is undone. Class, parameters, files and training of the model do not change; under gradients every
+    layer computes densely.
 
     Args:
-        model: a transformers model on the CPU, with or without PEFT around it.
+        model: a transformers model, with or without PEFT around it.
         sample: a batch like those to come; the choice depends on its size. None: one sentence of 128 tokens, or as
             many as the model takes.
         rounds: timed calls of each way.
@@ -152,18 +158,21 @@ def optimize(
     with evaluating(model), torch.inference_mode():
         seen = _seen(model, inputs)
         tokens = max((x.numel() // x.shape[-1] for x in seen.values()), default=0)
-        choices = Choices([], tokens, found.path if found else why_not())
-        if found is None:
+        device = next(model.parameters()).device
+        choices = Choices([], tokens, _path(device))
+        if found is None and device.type == "cpu":
             return choices
         before, outputs = _whole(model, inputs, rounds), _outputs(model, inputs)
-        packed: dict[str, Packed] = {}
+        packed: dict[str, Packed | Compressed] = {}
         for name, x in seen.items():
-            choice, state = _choose(name, model.get_submodule(name), x, rounds, int8 and found.int8)
+            choice, state = _choose(
+                name, model.get_submodule(name), x, rounds, int8 and found is not None and found.int8
+            )
             choices.layers.append(choice)
             if state is not None:
                 packed[name] = state
         _apply(model, choices, packed)
-        if base is not None:
+        if base is not None and device.type == "cpu":
             _choose_attention(model, base, inputs, rounds, choices)
         if choices._undo:
             choices.gain = before / _whole(model, inputs, rounds)
@@ -172,7 +181,7 @@ def optimize(
     if choices.gain < 1.0:
         # single layers were faster, the whole was not: noise, or a batch too small to tell
         choices.undo()
-        choices.layers = [Choice(layer.name, DENSE, layer.times_ms, layer.density) for layer in choices.layers]
+        choices.layers = [replace(layer, chosen=DENSE, activation=None) for layer in choices.layers]
         choices.attention = own_attention.STANDARD if choices.attention else ""
         choices.gain, choices.deviation, choices.norms, choices.pairs = 1.0, 0.0, 0, 0
     return choices
@@ -190,7 +199,7 @@ def _seen(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, tor
     hooks = []
     for name, module in model.named_modules():
         weight: Any = getattr(module, "weight", None)
-        if type(module) not in CLASSES or weight.dtype != torch.float32 or weight.device.type != "cpu":
+        if type(module) not in CLASSES or not weight.is_floating_point():
             continue
 
         def keep(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
@@ -208,27 +217,78 @@ def _seen(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, tor
     return found
 
 
-def _choose(name: str, linear: Any, x: torch.Tensor, rounds: int, int8: bool) -> tuple[Choice, Packed | None]:
+def _path(device: torch.device) -> str:
+    if device.type == "cpu":
+        found = library()
+        return found.path if found else why_not()
+    return missing(device) or torch.cuda.get_device_name(device)
+
+
+def _choose(
+    name: str, linear: Any, x: torch.Tensor, rounds: int, int8: bool
+) -> tuple[Choice, Packed | Compressed | None]:
     """Time a layer on its input; the packed weight of the way that won comes back with it."""
-    kinds: list[Way] = ["blocks", "weights"] if float((linear.weight == 0).float().mean()) > 1 - DENSEST else []
-    if int8 and type(linear) in PLAIN:
-        kinds.append("int8")
-    twins: dict[str, Any] = {}
-    for kind in kinds:
-        # shares everything with the layer but its class
-        twins[kind] = copy.copy(linear)
-        to_kernels(twins[kind], kind)
-    density = {kind: twin.packed().density for kind, twin in twins.items()}
+    on_cpu = linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
+    twins, reason = (_kernel_twins(linear, int8), None) if on_cpu else _two_four_twin(linear, x)
+    density = {kind: 0.5 if kind == WAY else twin.packed().density for kind, twin in twins.items()}
     density = {kind: share for kind, share in density.items() if share <= DENSEST or kind == "int8"}
     calls: dict[str, Callable[[], Any]] = {DENSE: partial(linear, x)}
     calls |= {kind: partial(twins[kind], x) for kind in density}
-    times = _race(calls, rounds) if density else {DENSE: 0.0}
+    times = _race(_finished(calls, x.device), rounds) if density else {DENSE: 0.0}
     best = min(times, key=times.__getitem__)
     # one kind throughout lets two layers run in one call, which is worth more than what the clock cannot tell apart
     if best == "weights" and times.get("blocks", float("inf")) < (1 + MARGIN) * times[best]:
         best = "blocks"
     chosen = best if times[best] < (1 - MARGIN) * times[DENSE] else DENSE
-    return Choice(name, chosen, times, density), None if chosen == DENSE else twins[chosen].__dict__[STATE]
+    choice = Choice(name, chosen, times, density, reason=reason)
+    return choice, None if chosen == DENSE else twins[chosen].__dict__[STATE]
+
+
+def _kernel_twins(linear: Any, int8: bool) -> dict[str, Any]:
+    """The layer on our kernels, by the way; each twin shares everything with it but its class."""
+    if library() is None:
+        return {}
+    kinds: list[Way] = ["blocks", "weights"] if float((linear.weight == 0).float().mean()) > 1 - DENSEST else []
+    if int8 and type(linear) in PLAIN:
+        kinds.append("int8")
+    twins: dict[str, Any] = {}
+    for kind in kinds:
+        twins[kind] = copy.copy(linear)
+        to_kernels(twins[kind], kind)
+    return twins
+
+
+def _two_four_twin(linear: Any, x: torch.Tensor) -> tuple[dict[str, Any], str | None]:
+    """The layer as 2:4, tried once; or why it cannot be."""
+    weight = linear.weight
+    why = missing(weight.device)
+    if why is not None and weight.device.type == "cpu":
+        why = f"our kernels take float32; {why}"
+    if why is None and type(linear) not in TWO_FOUR:
+        why = "2:4 knows no branch beside the weight"
+    why = why or unfit(weight if isinstance(linear, nn.Linear) else weight.T)
+    if why is not None:
+        return {}, why
+    twin = copy.copy(linear)
+    try:
+        to_two_four(twin)
+        twin(x)
+    except (RuntimeError, NotImplementedError) as error:
+        # what a backend takes depends on its version and the GPU
+        return {}, f"torch refuses: {str(error).splitlines()[0]}"
+    return {WAY: twin}, None
+
+
+def _finished(calls: Mapping[str, Callable[[], Any]], device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Calls that return when the work is done, and not when it is on its way to the GPU."""
+    if device.type != "cuda":
+        return dict(calls)
+
+    def finished(call: Callable[[], Any]) -> None:
+        call()
+        torch.cuda.synchronize(device)
+
+    return {name: partial(finished, call) for name, call in calls.items()}
 
 
 def _race(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -244,7 +304,8 @@ def _race(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
 
 def _whole(model: nn.Module, inputs: Mapping[str, torch.Tensor], rounds: int) -> float:
-    return _race({"model": lambda: model(**inputs)}, rounds)["model"]
+    device = next(model.parameters()).device
+    return _race(_finished({"model": lambda: model(**inputs)}, device), rounds)["model"]
 
 
 def _choose_attention(
@@ -265,11 +326,15 @@ def _choose_attention(
         choices._undo.append(partial(base.set_attn_implementation, own_attention.STANDARD))
 
 
-def _apply(model: nn.Module, choices: Choices, packed: Mapping[str, Packed]) -> None:
+def _apply(model: nn.Module, choices: Choices, packed: Mapping[str, Packed | Compressed]) -> None:
     for name, state in packed.items():
         linear = model.get_submodule(name)
-        to_kernels(linear, state.kind, packed=state)
-        choices._undo.append(partial(from_kernels, linear))
+        if isinstance(state, Compressed):
+            to_two_four(linear, packed=state)
+            choices._undo.append(partial(from_two_four, linear))
+        else:
+            to_kernels(linear, state.kind, packed=state)
+            choices._undo.append(partial(from_kernels, linear))
     fused, norms = fuse(model), fuse_norms(model)
     pairs = join_pairs(model)
     choices.norms, choices.pairs = len(norms), len(pairs)

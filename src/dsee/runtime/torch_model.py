@@ -183,6 +183,19 @@ class TorchModel:
         start = 1 if inner.config.is_encoder_decoder else encoded["input_ids"].shape[1]
         return [until_end(row[start:].tolist(), self.end_tokens) for row in found]
 
+    def go_on(self, inputs: dict[str, torch.Tensor], new: int) -> None:
+        """Write exactly so many tokens after rows of full length, greedily; what they are is of no interest.
+
+        Args:
+            inputs: as :meth:`sample` makes them.
+            new: how many.
+        """
+        rows = {name: tensor for name, tensor in inputs.items() if name != "decoder_input_ids"}
+        pad = min(self.end_tokens, default=0)
+        more: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": new, "pad_token_id": pad}
+        with torch.inference_mode():
+            self.model.generate(**rows, do_sample=False, num_beams=1, **more)
+
     def decode(self, tokens: list[int]) -> str:
         """Return the text of tokens, special ones left out.
 

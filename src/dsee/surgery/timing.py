@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import replace
@@ -55,7 +54,7 @@ def choose_within(model: nn.Module, budget: Budget, calibration: Iterable[Batch]
     Raises:
         OrderError: a latency is asked for, but the model was cut before, so that dense layers cannot be timed.
         ArchitectureError: a latency is asked for, and the model has an encoder and a decoder.
-        InputError: the target cannot be met or is met already.
+        InputError: the target cannot be met or is met already; or what was chosen for it measures slower each time.
     """
     if budget.kind != "latency":
         return choose(model, budget, calibration)
@@ -87,10 +86,9 @@ def choose_within(model: nn.Module, budget: Budget, calibration: Iterable[Batch]
                 break
             asked = with_share(asked, asked.share * budget.share / share)
     if share > budget.share + ROUNDING_ERROR:
-        warnings.warn(
-            f"Budget(latency={budget.share}): the layers chosen measure {share:.1%} of the dense ones' time all "
-            "the same. The machine may be busy; ask for a smaller share, or use flops=.",
-            stacklevel=3,
+        raise InputError(
+            f"Budget(latency={budget.share}): the layers chosen measure {share:.1%} of the dense ones' time all the "
+            "same, so nothing was cut. The machine may be busy: try again, ask for another share, or use flops=."
         )
     return replace(choice, budget=budget, measured=share)
 

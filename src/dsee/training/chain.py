@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsee.architectures import layers
+from dsee.artifact.manifest import read_manifest
 from dsee.errors import InputError
 from dsee.measure import flops, parameters
 from dsee.modes import evaluating
@@ -25,9 +26,10 @@ from dsee.pruning.budget import choose
 from dsee.pruning.gates import has_gates
 from dsee.pruning.mask_order import shapes_after
 from dsee.pruning.mask_plan import check_mask_rule
+from dsee.runtime import OnnxModel
 from dsee.steps import record
 from dsee.tasks.encode import batches
-from dsee.tasks.metrics import METRICS
+from dsee.tasks.metrics import METRICS, Figures
 from dsee.tasks.stream import Streamed
 from dsee.training.answers import calibration_rows, figures, questions, train_size
 from dsee.training.distillation import Distillation
@@ -299,12 +301,20 @@ def merge(setting: Setting, bar: Bar, source: Path, target: Path) -> dict[str, A
 
 
 def export(setting: Setting, bar: Bar, source: Path, targets: dict[str, Path]) -> dict[str, Any]:
-    """Export to ONNX and measure each export on the test part."""
+    """Export to ONNX and measure each export on the test part; its card shows that beside the model's own figures."""
     import dsee
-    from dsee.runtime import OnnxModel
 
     model = dsee.load(source)
     results: dict[str, Any] = {}
+
+    def evaluate(exported: OnnxModel) -> Figures:
+        def logits(batch: Any) -> Any:
+            return exported.run({key: tensor.numpy() for key, tensor in batch.items()})
+
+        found = figures(setting, logits, bar.advance)
+        results[exported.precision] = {"test": found}
+        return {name: value for name, value in found.items() if name != "tokens"}
+
     for precision, target in targets.items():
         bar.note(f"ONNX {precision}")
         quantize: Any = "int8" if precision == "int8" else None
@@ -314,11 +324,14 @@ def export(setting: Setting, bar: Bar, source: Path, targets: dict[str, Path]) -
             tokenizer=setting.tokenizer,
             quantize=quantize,
             max_length=setting.recipe.max_length,
+            evaluate=evaluate,
+            original=read_manifest(source).facts.get("test"),
+            facts=_asked(setting),
         )
-        onnx_model = OnnxModel(target)
-
-        def logits(batch: Any, runner: OnnxModel = onnx_model) -> Any:
-            return runner.run({key: tensor.numpy() for key, tensor in batch.items()})
-
-        results[precision] = {"test": figures(setting, logits, bar.advance)}
     return results
+
+
+def _asked(setting: Setting) -> dict[str, Any]:
+    """What an export has to say of how it is asked; the token that ended texts in training ends them there too."""
+    facts = setting.writing.facts() if setting.writing else {}
+    return {name: said | {"end": [int(setting.tokenizer.eos_token_id)]} for name, said in facts.items()}

@@ -247,17 +247,16 @@ def _write(runner: _Runner, variants: dict[str, Path]) -> None:
     spec = setting.recipe.generation
     made_by = {"dense": "tune", "pruned": "prune", "recovered": "merge"}
     for name, folder in variants.items():
-        if name.startswith("ONNX"):
-            # these write greedily and without a cache; their loss is in the report
-            continue
-        texts = setting.output / "stages" / f"texts-{name}.jsonl"
+        texts = {each: setting.output / "stages" / f"texts-{each}.jsonl" for each in variants}
+        # an export is compared with the model it was made from
+        like = texts["recovered" if "recovered" in variants else "dense"] if name.startswith("ONNX") else None
         runner.stage(
             f"write-{name}",
             [spec.decoding.model_dump(), spec.metrics],
             [],
             lambda: writing.prompts,
-            lambda bar, folder=folder, texts=texts: writing.write(bar, folder, texts),  # type: ignore[misc]  # defaults
-            after=made_by[name],
+            partial(writing.write, folder=folder, texts=texts[name], like=like),
+            after=made_by.get(name, "export"),
             by_all=True,
         )
 

@@ -188,34 +188,31 @@ class Writing:
         recipe = self.recipe
         return {FACT: asking(self.tokenizer, recipe.generation, recipe.task).model_dump(mode="json")}
 
-    def write(self, bar: Bar, folder: Path, texts: Path) -> dict[str, Any]:
+    def write(self, bar: Bar, folder: Path, texts: Path, like: Path | None = None) -> dict[str, Any]:
         """Let a saved model write for the test part's prompts, and score what it writes.
 
         Args:
             bar: advanced by one for each text.
-            folder: the model's artifact.
+            folder: the model's artifact, or its export.
             texts: JSON Lines file for prompts, texts and references.
+            like: such a file of the model that an export was made from.
 
         Returns:
-            "scores", what could not be scored and why, and of how many texts.
+            "scores", what could not be scored and why, and of how many texts; with ``like`` "same", the share of texts
+            that are what the model wrote.
         """
-        import dsee
-
         test, spec = self.kept("test"), self.recipe.generation
         names, missing = chosen_metrics(spec.metrics)
-        model = dsee.load(folder)
-        found = write_texts(model, self.tokenizer, test.prompts[: self.prompts], spec.decoding, progress=bar.advance)
-        scores = first(lambda: self._scored(bar, found, texts, names))
-        return {
-            "scores": scores,
-            "missing": missing,
-            "texts": len(found),
-            "references": _count(test.examples[: self.prompts]),
-        }
+        examples = test.examples[: self.prompts]
+        found = self._written(folder, test.prompts[: self.prompts], bar.advance)
+        scores = first(lambda: self._scored(bar, found, texts, names, examples))
+        said = {"scores": scores, "missing": missing, "texts": len(found), "references": _count(examples)}
+        return said | ({"same": _same(found, like)} if like else {})
 
-    def _scored(self, bar: Bar, found: list[str], texts: Path, names: list[str]) -> dict[str, float]:
+    def _scored(
+        self, bar: Bar, found: list[str], texts: Path, names: list[str], examples: list[Any]
+    ) -> dict[str, float]:
         """Keep what was written, and score it."""
-        examples = self.parts["test"].examples[: self.prompts]
         lines = [
             json.dumps({"prompt": e.prompt, "text": text, "references": list(e.references)}, ensure_ascii=False)
             for e, text in zip(examples, found, strict=True)
@@ -227,6 +224,22 @@ class Writing:
         if "bleu" in scores:
             bar.note(f"BLEU {scores['bleu']:.1f}")
         return scores
+
+    def _written(self, folder: Path, prompts: list[list[int]], progress: Callable[[int], None]) -> list[str]:
+        import dsee
+        from dsee.runtime.opened import is_onnx
+
+        decoding = self.recipe.generation.decoding
+        if is_onnx(folder):
+            # a session has threads of its own, and takes no share of another's work
+            return first(lambda: dsee.runtime.OnnxModel(folder).write_after(prompts, decoding, progress))
+        return write_texts(dsee.load(folder), self.tokenizer, prompts, decoding, progress=progress)
+
+
+def _same(texts: list[str], like: Path) -> float:
+    """Share of texts that are those of a file."""
+    others = [json.loads(line)["text"] for line in like.read_text(encoding="utf-8").splitlines()]
+    return sum(bool(a == b) for a, b in zip(texts, others, strict=True)) / max(1, len(texts))
 
 
 def _count(examples: list[Any]) -> int:
