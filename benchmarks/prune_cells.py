@@ -142,6 +142,7 @@ LISTS: dict[str, list[PruneCell]] = {
     "int8": [PruneCell("sst2", mask="4x4", ratio=ratio, seed=seed) for ratio, seed in product((0.7,), range(3))],
     "mrpc-few": [replace(cell, seed=0) for cell in _finalists("mrpc")[:5]]
     + [PruneCell("mrpc", cut="25/40", score=score) for score in ("taylor", "weight", "random")],
+    "mrpc-longer": [PruneCell("mrpc", mask="blocks", ratio=ratio, epochs=3, masked=True) for ratio in (0.7, 0.5)],
     "finalists": _finalists("sst2"),
     "first": _first("sst2"),
     "recovery": _recovery("sst2"),
