@@ -3,12 +3,15 @@
     python benchmarks/bench_layout.py
 
 A product with a matrix without a single stored weight does nothing but that: it turns its input into panels, and panels
-of zeros into its output. So the layout's share of a model is the time of such products, one for each layer on the
-kernels and on that layer's input, over the time of the model, turn by turn in one process, medians of CPU seconds on
-one thread. An upper bound: any product has to write its output, and each call from Python costs some microseconds.
+of zeros into its output. So the layout's share of a model is the time of such products, one for each call that the
+model makes and on that call's input, over the time of the model, in bursts of five calls in one process, medians of CPU
+seconds on one thread. An upper bound: any product has to write its output, and a call from Python has its own cost.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,31 +19,53 @@ from transformers import BertForSequenceClassification
 
 import dsee
 from bench_kernels import masked
-from common import SHAPES, config, cpu_seconds, keep
-from dsee.kernels import on_kernels, pack, sparse_linear
+from common import SHAPES, config, in_turns, keep
+from dsee.kernels import SparseMatrix, on_kernels, pack, sparse_linear
+from dsee.kernels.linear import OnKernels, Packed
+from dsee.kernels.pair import both
 from dsee.measure.sample import sample_inputs
 
 BATCHES = [(1, 96), (1, 128), (8, 128), (2, 384)]
 ZEROS = (0.5, 0.7, 0.8)
 
 
-def keep_input(seen: dict[str, torch.Tensor], name: str, args: tuple[torch.Tensor, ...]) -> None:
-    """Note what a layer was given."""
-    seen.setdefault(name, args[0])
+class Empty:
+    """What stands in for a layer: its shape, and nothing stored."""
+
+    def __init__(self, layer: OnKernels) -> None:
+        self.matrix = pack(torch.zeros(layer.packed().shape), "blocks")
+        self._parameters: dict[str, None] = {"bias": None}
+        self._dsee_sparse = Packed("blocks")
+
+    def packed(self) -> SparseMatrix:
+        """Return the matrix."""
+        return self.matrix
 
 
-def layout_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, object]]:
-    """The input of each layer on the kernels, and a matrix of its shape that holds nothing."""
+def layout_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[Callable[[], torch.Tensor]]:
+    """Calls that do for each layer on the kernels what the model does, without a weight to multiply with."""
     seen: dict[str, torch.Tensor] = {}
     layers = on_kernels(model)
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: keep_input(seen, name, args))
-        for name, layer in layers.items()
-    ]
+
+    def keep_input(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen[names[layer]] = args[0]
+
+    names = {layer: name for name, layer in layers.items()}
+    joined = {id(layer): layer._dsee_sparse.follower for layer in layers.values()}
+    hooks = [layer.register_forward_pre_hook(keep_input) for layer in layers.values()]
     model(**inputs)
     for hook in hooks:
         hook.remove()
-    return [(seen[name], pack(torch.zeros(layers[name].packed().shape), "blocks")) for name in layers]
+    calls: list[Callable[[], torch.Tensor]] = []
+    for name, layer in layers.items():
+        if layer._dsee_sparse.leader is not None:
+            continue
+        follower = joined[id(layer)]
+        if follower is None:
+            calls.append(partial(sparse_linear, seen[name], Empty(layer).matrix))
+        else:
+            calls.append(partial(both, Empty(layer), Empty(follower), seen[name]))
+    return calls
 
 
 def main() -> None:
@@ -58,18 +83,19 @@ def main() -> None:
                 inputs = sample_inputs(model, batch, sequence)
                 with torch.inference_mode():
                     chosen = dsee.optimize(model, sample_inputs(model, 1, sequence), rounds=3)
-                    layers = layout_of(model, inputs)
+                    layers, joined = layout_of(model, inputs), chosen.pairs
                     calls = {
                         "model": lambda model=model, inputs=inputs: model(**inputs),
-                        "layout": lambda layers=layers: [sparse_linear(x, empty) for x, empty in layers],
+                        "layout": lambda layers=layers: [layer() for layer in layers],
                     }
-                    seconds = cpu_seconds(calls, rounds=15 if batch * sequence <= 128 else 5)
+                    seconds, _ = in_turns(calls, rounds=6 if batch * sequence <= 128 else 2)
                     chosen.undo()
                 share = seconds["layout"] / seconds["model"]
-                row = {"shape": shape, "zeros": zeros, "batch": batch, "sequence": sequence, "layers": len(layers)}
+                row = {"shape": shape, "zeros": zeros, "batch": batch, "sequence": sequence}
+                row |= {"calls": len(layers), "joined": joined}
                 found.append(row | {"model_ms": 1e3 * seconds["model"], "layout_share": share})
                 print(
-                    f"{shape} blocks {zeros:.0%}, {batch} x {sequence}: {len(layers)} layers on the kernels, "
+                    f"{shape} blocks {zeros:.0%}, {batch} x {sequence}: {len(layers)} calls of the kernels, "
                     f"{1e3 * seconds['model']:.1f} ms, layout {share:.1%}",
                     flush=True,
                 )
