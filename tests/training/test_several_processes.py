@@ -279,7 +279,8 @@ def test_the_command_under_torchrun_and_killed_on_the_way(tmp_path, model_folder
     assert sha256(tmp_path / "out/model/model.safetensors") == sha256(tmp_path / "straight/model/model.safetensors")
     # one process goes on from what two have left, and the other way round
     code, _, errors = finish(start(["-m", "dsee", "run", str(path), "--seeds", "0,1"], DSEE_TRACEBACK=""))
-    assert code == 2
+    # torchrun's own: it does not hand on its workers'
+    assert code == 1
     assert errors.count("holds other things than seeds") == 1
 
 
