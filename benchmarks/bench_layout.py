@@ -51,7 +51,6 @@ def layout_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[Callabl
         seen[names[layer]] = args[0]
 
     names = {layer: name for name, layer in layers.items()}
-    joined = {id(layer): layer._dsee_sparse.follower for layer in layers.values()}
     hooks = [layer.register_forward_pre_hook(keep_input) for layer in layers.values()]
     model(**inputs)
     for hook in hooks:
@@ -60,7 +59,7 @@ def layout_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[Callabl
     for name, layer in layers.items():
         if layer._dsee_sparse.leader is not None:
             continue
-        follower = joined[id(layer)]
+        follower = layer._dsee_sparse.follower
         if follower is None:
             calls.append(partial(sparse_linear, seen[name], Empty(layer).matrix))
         else:

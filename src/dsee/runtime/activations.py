@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dsee.architectures import layers
-from dsee.architectures._view import submodule
+from dsee.architectures._view import LayerView, submodule
 from dsee.errors import ArchitectureError
 from dsee.kernels.library import ACTIVATIONS
 from dsee.kernels.linear import OnKernels
@@ -52,6 +52,18 @@ def name_of(activation: Any) -> str | None:
     return None
 
 
+def mapped_layers(model: nn.Module) -> list[LayerView]:
+    """Return a model's layers seen through its family's map; none for a family without one.
+
+    Args:
+        model: any model.
+    """
+    try:
+        return list(layers(model))
+    except ArchitectureError:
+        return []
+
+
 def fuse(model: nn.Module) -> list[Fused]:
     """Let layers on the kernels compute the activation behind them, in mapped families; the others stay as they are.
 
@@ -61,12 +73,8 @@ def fuse(model: nn.Module) -> list[Fused]:
     Returns:
         What was taken over, for :func:`unfuse`.
     """
-    try:
-        views = layers(model)
-    except ArchitectureError:
-        return []
     found = []
-    for view in views:
+    for view in mapped_layers(model):
         own = view.architecture
         if not own.activation:
             continue

@@ -10,7 +10,7 @@ from dsee.errors import ArtifactError
 from dsee.runtime.beams import beam_search
 from dsee.runtime.generation import Writer, greedy, until_end
 
-#: Key of the facts in the manifest, that of :mod:`dsee.tasks.generation.ask`.
+#: Key of the facts in the manifest of an artifact and of its export.
 FACT = "writing"
 
 

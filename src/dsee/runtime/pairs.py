@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from dsee.architectures import layers
 from dsee.architectures._view import LayerView, submodule
-from dsee.errors import ArchitectureError
 from dsee.kernels.linear import OnKernels
 from dsee.kernels.pair import join, part
+from dsee.runtime.activations import mapped_layers
 
 
 def join_pairs(model: nn.Module) -> list[OnKernels]:
@@ -20,12 +19,8 @@ def join_pairs(model: nn.Module) -> list[OnKernels]:
     Returns:
         The first halves, for :func:`part_pairs`.
     """
-    try:
-        views = layers(model)
-    except ArchitectureError:
-        return []
     found = []
-    for view in views:
+    for view in mapped_layers(model):
         if view.names("neurons") != ("ffn_in",):
             # a gate multiplies between the two
             continue

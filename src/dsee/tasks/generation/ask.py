@@ -7,12 +7,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsee.errors import ArtifactError
+from dsee.runtime.asked import FACT as FACT  # kept under this name too: artifacts and exports share the key
 from dsee.tasks.generation.encode import speaks_chat
 from dsee.tasks.generation.pack import end_token
 from dsee.tasks.generation.spec import DecodingSpec, GenerationSpec
 
-#: Key of an artifact's facts.
-FACT = "writing"
 #: Stands for the prompt while a chat template is taken apart.
 _MARK = "[[prompt]]"
 
