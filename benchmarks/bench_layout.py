@@ -5,7 +5,9 @@
 A product with a matrix without a single stored weight does nothing but that: it turns its input into panels, and panels
 of zeros into its output. So the layout's share of a model is the time of such products, one for each call that the
 model makes and on that call's input, over the time of the model, in bursts of five calls in one process, medians of CPU
-seconds on one thread. An upper bound: any product has to write its output, and a call from Python has its own cost.
+seconds on one thread. Where query, key, value and attention are one call it is what that call takes with empty matrices
+beyond attention between tensors that are there. An upper bound: any product has to write its output, and a call from
+Python has its own cost.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from transformers import BertForSequenceClassification
 import dsee
 from bench_kernels import masked
 from common import SHAPES, config, in_turns, keep
-from dsee.kernels import SparseMatrix, on_kernels, pack, sparse_linear
+from dsee.kernels import SparseMatrix, attention, on_kernels, pack, sparse_linear
 from dsee.kernels.linear import OnKernels, Packed
 from dsee.kernels.pair import both
+from dsee.kernels.self_attention import Projection, self_attention
 from dsee.measure.sample import sample_inputs
+from dsee.runtime.one_call_attention import STATE, OneCall
 
 BATCHES = [(1, 96), (1, 128), (8, 128), (2, 384)]
 ZEROS = (0.5, 0.7, 0.8)
@@ -42,29 +46,43 @@ class Empty:
         return self.matrix
 
 
-def layout_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[Callable[[], torch.Tensor]]:
-    """Calls that do for each layer on the kernels what the model does, without a weight to multiply with."""
-    seen: dict[str, torch.Tensor] = {}
-    layers = on_kernels(model)
+Calls = list[Callable[[], torch.Tensor]]
+
+
+def layout_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[Calls, Calls]:
+    """Calls that do what the model does without a weight to multiply with, and attention as far as it is in them."""
+    seen: dict[nn.Module, torch.Tensor] = {}
+    layers = on_kernels(model).values()
+    whole = [module for module in model.modules() if isinstance(module, OneCall)]
 
     def keep_input(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        seen[names[layer]] = args[0]
+        seen[layer] = args[0]
 
-    names = {layer: name for name, layer in layers.items()}
-    hooks = [layer.register_forward_pre_hook(keep_input) for layer in layers.values()]
+    hooks = [module.register_forward_pre_hook(keep_input) for module in [*layers, *whole]]
     model(**inputs)
     for hook in hooks:
         hook.remove()
-    calls: list[Callable[[], torch.Tensor]] = []
-    for name, layer in layers.items():
-        if layer._dsee_sparse.leader is not None:
+    calls: Calls = []
+    between: Calls = []
+    within: set[nn.Module] = set()
+    for module in whole:
+        parts, dim = module.__dict__[STATE], module.attention_head_size
+        three = [module.get_submodule(name) for name in (parts.query, parts.key, parts.value)]
+        within.update(three)
+        x = seen[module]
+        made = [Projection(Empty(layer).matrix, None) for layer in three if isinstance(layer, OnKernels)]
+        calls.append(partial(self_attention, x, *made, dim, scale=dim**-0.5))
+        q = torch.randn(*x.shape[:2], made[0].matrix.shape[0] // dim, dim).transpose(1, 2)
+        between.append(partial(attention, q, q, q, scale=dim**-0.5))
+    for layer in layers:
+        if layer in within or layer._dsee_sparse.leader is not None:
             continue
         follower = layer._dsee_sparse.follower
         if follower is None:
-            calls.append(partial(sparse_linear, seen[name], Empty(layer).matrix))
+            calls.append(partial(sparse_linear, seen[layer], Empty(layer).matrix))
         else:
-            calls.append(partial(both, Empty(layer), Empty(follower), seen[name]))
-    return calls
+            calls.append(partial(both, Empty(layer), Empty(follower), seen[layer]))
+    return calls, between
 
 
 def main() -> None:
@@ -82,16 +100,17 @@ def main() -> None:
                 inputs = sample_inputs(model, batch, sequence)
                 with torch.inference_mode():
                     chosen = dsee.optimize(model, sample_inputs(model, 1, sequence), rounds=3)
-                    layers, joined = layout_of(model, inputs), chosen.pairs
+                    (layers, between), joined = layout_of(model, inputs), chosen.pairs
                     calls = {
                         "model": lambda model=model, inputs=inputs: model(**inputs),
                         "layout": lambda layers=layers: [layer() for layer in layers],
+                        "attention": lambda between=between: [call() for call in between],
                     }
                     seconds, _ = in_turns(calls, rounds=6 if batch * sequence <= 128 else 2)
                     chosen.undo()
-                share = seconds["layout"] / seconds["model"]
+                share = (seconds["layout"] - seconds["attention"]) / seconds["model"]
                 row = {"shape": shape, "zeros": zeros, "batch": batch, "sequence": sequence}
-                row |= {"calls": len(layers), "joined": joined}
+                row |= {"calls": len(layers), "joined": joined, "attentions": len(between)}
                 found.append(row | {"model_ms": 1e3 * seconds["model"], "layout_share": share})
                 print(
                     f"{shape} blocks {zeros:.0%}, {batch} x {sequence}: {len(layers)} calls of the kernels, "

@@ -102,6 +102,44 @@ static double attend(const char *path) {
     return worst;
 }
 
+/* Query, key, value and attention in one call are those four calls, but for sums in another order. Returns the error. */
+static double self(const char *path) {
+    int32_t kind = (int32_t)below(2), chunk = 1 + (int32_t)below(256), threads = 1 + (int32_t)below(3);
+    int64_t heads = 1 + below(5), dim = 4 * (1 + below(9)), rows = heads * dim, columns = 1 + below(300);
+    int64_t batch = 1 + below(3), tokens = 1 + below(60), all = batch * tokens * rows;
+    owned w[3];
+    float *x = floats(batch * tokens * columns), *bias = floats(rows), *of[3], *apart = floats(all), *one = floats(all);
+    uint8_t *allowed = malloc((size_t)(batch * tokens));
+    for (int64_t i = 0; i < batch * tokens; i++) allowed[i] = (uint8_t)below(2);
+    int32_t failed = 0;
+    for (int i = 0; i < 3; i++) {
+        w[i] = make(kind, chunk, rows, columns, below(101));
+        /* scores of a size at which rounding stays rounding */
+        for (int64_t j = 0; j < w[i].values; j++) w[i].value[j] *= 0.1f;
+        of[i] = floats(all);
+        failed |= dsee_linear(&w[i].m, i ? NULL : bias, x, of[i], batch * tokens, 0, path, 1);
+    }
+    dsee_attention a = {of[0], of[1], of[2], apart, allowed, NULL, batch, heads, heads, tokens, tokens, dim,
+                        tokens * rows, dim, rows, tokens * rows, dim, rows, tokens * rows, dim, rows,
+                        tokens * rows, dim, rows, tokens, 0, 0, 0.2f, 0};
+    failed |= dsee_attend(&a, path, 1);
+    dsee_self d = {a, {&w[0].m, &w[1].m, &w[2].m}, {bias, NULL, NULL}, x};
+    d.attention.q = d.attention.k = d.attention.v = NULL;
+    d.attention.out = one;
+    failed |= dsee_self_attend(&d, path, threads);
+    double worst = failed ? 1.0 : 0.0;
+    for (int64_t i = 0; i < all; i++) {
+        double error = fabs((double)apart[i] - one[i]) / (1.0 + fabs((double)apart[i]));
+        if (!(error <= worst)) worst = error;
+    }
+    d.w[1] = &w[0].m;
+    d.attention.dim += 4;
+    if (dsee_self_attend(&d, path, threads) != 3) worst = 1.0;
+    for (int i = 0; i < 3; i++) drop(&w[i]), free(of[i]);
+    free(x), free(bias), free(apart), free(one), free(allowed);
+    return worst;
+}
+
 /* Two layers in one call are those two calls, to the bit. Returns 1 where they are not. */
 static double in_a_row(const char *path) {
     int32_t kind = (int32_t)below(2), act = (int32_t)below(5), threads = 1 + (int32_t)below(3);
@@ -248,8 +286,8 @@ int main(int count, char **arguments) {
                     double error = fabs(want - y[t * rows + o]) / (1.0 + fabs(want));
                     if (error > worst) worst = error;
                 }
-            double errors[] = {attend(paths[p]), in_a_row(paths[p]), norm(paths[p]), integers(paths[p])};
-            for (int i = 0; i < 4; i++)
+            double errors[] = {attend(paths[p]), in_a_row(paths[p]), norm(paths[p]), integers(paths[p]), self(paths[p])};
+            for (int i = 0; i < 5; i++)
                 if (errors[i] > worst) worst = errors[i];
             product.activation = (int32_t)below(5);
             if (dsee_run(&product, paths[p], 1)) return puts("a product failed"), 1;

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -350,6 +351,8 @@ def test_our_attention_is_asked_and_leaves_training_and_files_alone(attention_wi
     before = logits(model)
     choices = dsee.optimize(model, batch())
     assert "attention: dsee" in str(choices)
+    # dense projections are not the kernels'
+    assert choices.attentions == 0
     called.clear()
     torch.testing.assert_close(logits(model), before)
     assert len(called) == model.config.num_hidden_layers
@@ -363,6 +366,40 @@ def test_our_attention_is_asked_and_leaves_training_and_files_alone(attention_wi
         dsee.optimize(model, batch())
     model.save_pretrained(tmp_path)
     assert type(model).from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+@needs_kernels
+@pytest.mark.parametrize("wins", [True, False])
+def test_query_key_value_and_attention_become_one_call_where_that_is_faster(kernels_win, monkeypatch, wins):
+    def whole(model, inputs, rounds):
+        model(**inputs)
+        return 0.5 if (model.config._attn_implementation == "dsee") == wins else 1.0
+
+    monkeypatch.setattr(module, "_whole", whole)
+    model = pruned()
+    classes, before = [type(m) for m in model.modules()], logits(model)
+    choices = dsee.optimize(model, batch())
+    assert choices.attentions == (model.config.num_hidden_layers if wins else 0)
+    assert ("query, key, value and attention in one call" in str(choices)) == wins
+    torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-5)
+    choices.undo()
+    assert [type(m) for m in model.modules()] == classes
+    assert torch.equal(logits(model), before)
+
+
+@needs_kernels
+def test_a_race_goes_on_while_times_fall(monkeypatch):
+    now, took = [0.0], {"a": iter([9.0, 5.0, 5.0, 3.0, 1.0, *[2.0] * 99]), "b": iter([9.0, *[4.0] * 99])}
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    calls = []
+
+    def call(name):
+        calls.append(name)
+        now[0] += next(took[name])
+
+    # the first round warms up; the fourth brings the last better time, and three more bring none
+    assert module._race({name: partial(call, name) for name in took}, 3) == {"a": 1e3, "b": 4e3}
+    assert len(calls) == 2 * 8
 
 
 @needs_kernels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -57,10 +58,7 @@ def attention(
     _check(query, key, value, mask)
     batch, heads, queries, dim = query.shape
     kv_heads, keys = key.shape[1:3]
-    if mask is not None:
-        mask = mask.expand(batch, heads, queries, keys)
-        if mask.stride(-1) != 1 and keys > 1:
-            mask = mask.contiguous()
+    mask = spread(mask, batch, heads, queries, keys)
     found = library()
     if found is None or not keys:
         return _by_torch(query, key, value, mask, scale, causal)
@@ -68,31 +66,53 @@ def attention(
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     out = torch.empty(batch, queries, heads, dim)
     steps = [*query.stride()[:3], *key.stride()[:3], *value.stride()[:3]]
-    places = [t.data_ptr() for t in (query, key, value, out)]
+    sizes = [batch, heads, kv_heads, queries, keys, dim]
+    places = [t.data_ptr() for t in (query, key, value)]
+    given = described(places, out, mask, sizes, steps, scale, causal=causal)
+    found.attend(given, torch.get_num_threads())
+    return out
+
+
+def spread(mask: torch.Tensor | None, *shape: int) -> torch.Tensor | None:
+    """Return a mask seen in its full shape, with keys side by side.
+
+    Args:
+        mask: broadcastable to ``shape``, or None.
+        *shape: batch, heads, queries, keys.
+    """
+    if mask is None:
+        return None
+    mask = mask.expand(*shape)
+    return mask if mask.stride(-1) == 1 or shape[-1] <= 1 else mask.contiguous()
+
+
+def described(
+    places: Sequence[int | None],
+    out: torch.Tensor,
+    mask: torch.Tensor | None,
+    sizes: list[int],
+    steps: list[int],
+    scale: float,
+    *,
+    causal: bool,
+) -> CAttention:
+    """Return the structure that the kernels take.
+
+    Args:
+        places: addresses of query, key and value.
+        out: float32 (batch, queries, heads, dim), contiguous; has to outlive the structure, as the mask has to.
+        mask: (batch, heads, queries, keys), bool or float32, keys side by side; or None.
+        sizes: batch, heads, kv heads, queries, keys, dim.
+        steps: of query, key and value: floats from one batch, head and token to the next.
+        scale: of the scores.
+        causal: query i sees keys 0 to i.
+    """
     allowed, bias, mask_steps = None, None, [0, 0, 0]
     if mask is not None:
         mask_steps = [*mask.stride()[:3]]
         allowed, bias = (mask.data_ptr(), None) if mask.dtype == torch.bool else (None, mask.data_ptr())
-    given = CAttention(
-        *places,
-        allowed,
-        bias,
-        batch,
-        heads,
-        kv_heads,
-        queries,
-        keys,
-        dim,
-        *steps,
-        out.stride(0),
-        out.stride(2),
-        out.stride(1),
-        *mask_steps,
-        scale,
-        int(causal),
-    )  # fmt: skip - in the order of the structure
-    found.attend(given, torch.get_num_threads())
-    return out
+    to = [out.stride(0), out.stride(2), out.stride(1)]
+    return CAttention(*places, out.data_ptr(), allowed, bias, *sizes, *steps, *to, *mask_steps, scale, int(causal))
 
 
 def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> None:

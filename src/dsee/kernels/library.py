@@ -83,6 +83,7 @@ class Library:
         address = ctypes.c_void_p
         loaded.dsee_linear.argtypes = [address, address, address, address, c_int64, c_int32, c_char_p, c_int32]
         loaded.dsee_attend.argtypes = [address, c_char_p, c_int32]
+        loaded.dsee_self_attend.argtypes = [address, c_char_p, c_int32]
         loaded.dsee_int8_run.argtypes = [address, c_char_p, c_int32]
         loaded.dsee_int8_check.argtypes = [address, c_int64, c_int64, c_int64]
         loaded.dsee_int8_can.argtypes = [c_char_p]
@@ -201,6 +202,19 @@ class Library:
         """
         if self._loaded.dsee_attend(ctypes.addressof(attention), self._name, threads):
             raise MemoryError("dsee.kernels: no memory for the keys and values of a head.")
+
+    def self_attend(self, attention: ctypes.Structure, threads: int) -> None:
+        """Compute self-attention whose parts fit each other.
+
+        Args:
+            attention: a ``dsee_self``.
+            threads: how many threads may share it.
+
+        Raises:
+            MemoryError: no memory for the queries, keys and values of some heads.
+        """
+        if self._loaded.dsee_self_attend(ctypes.addressof(attention), self._name, threads):
+            raise MemoryError("dsee.kernels: no memory for the queries, keys and values of some heads.")
 
     def int8_fault(self, matrix: ctypes.Structure, starts: int, blocks: int, values: int) -> int:
         """A key of ``FAULTS`` if a product could read outside an 8-bit matrix's arrays, else 0.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -11,14 +10,15 @@ from torch import nn
 
 from dsee.kernels.linear import OnKernels, kernels_can
 from dsee.kernels.norm import add_norm
+from dsee.runtime.dressed import Dressed, dress, undress
 
 #: What such a module consists of, and what its forward takes; BERT, RoBERTa, ELECTRA, DeBERTa and their kin.
 PARTS = {"dense", "dropout", "LayerNorm"}
 INPUTS = ["self", "hidden_states", "input_tensor"]
 
 
-class ResidualNorm(nn.Module):
-    """The forward pass that the classes of :func:`fused_class` share."""
+class ResidualNorm(Dressed):
+    """The forward pass that such modules take."""
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
         """Return LayerNorm(dense(x) + residual), in one pass where no gradient is asked for.
@@ -45,26 +45,6 @@ class ResidualNorm(nn.Module):
         ours = isinstance(dense, OnKernels) and not dense._forward_hooks
         return add_norm(mine, input_tensor, weight, bias, norm.eps, into_a=ours)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # the class is made here, so pickle finds it under no name
-        return _again, (type(self).__mro__[2],), self.__dict__
-
-
-def _again(original: Any) -> nn.Module:
-    made = fused_class(original)
-    found: nn.Module = made.__new__(made)
-    return found
-
-
-@cache
-def fused_class(original: Any) -> Any:
-    """Return the class that a module of another class takes.
-
-    Args:
-        original: its class.
-    """
-    return type(f"Fused{original.__name__}", (ResidualNorm, original), {"__module__": __name__})
-
 
 def fuse_norms(model: nn.Module) -> list[nn.Module]:
     """Let modules that are made so take sum and norm in one pass, if they then give the same result.
@@ -83,8 +63,7 @@ def fuse_norms(model: nn.Module) -> list[nn.Module]:
         plain = type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None
         if not plain or list(inspect.signature(type(module).forward).parameters) != INPUTS or not _same(module, dense):
             continue
-        own: Any = type(module)
-        module.__class__ = fused_class(own)
+        dress(module, ResidualNorm)
         found.append(module)
     return found
 
@@ -115,6 +94,4 @@ def unfuse_norms(modules: list[nn.Module]) -> None:
     Args:
         modules: what :func:`fuse_norms` returned.
     """
-    for module in modules:
-        if isinstance(module, ResidualNorm):
-            module.__class__ = type(module).__mro__[2]
+    undress(modules)

@@ -8,14 +8,14 @@ enum { TILE = 2 * LANES, QUERIES = 6 };
 
 INLINE int64_t tiles(int64_t n) { return (n + TILE - 1) / TILE; }
 
-/* c[i][0..TILE) = sum over k of a[i][k] b[k][0..TILE) */
-INLINE void tile(const float *const *a, const float *b, int64_t depth, float *c, int64_t ldc) {
+/* c[i][0..TILE) = sum over k of a[i][k * step] b[k][0..TILE) */
+INLINE void tile(const float *const *a, int64_t step, const float *b, int64_t depth, float *c, int64_t ldc) {
     vec sum[QUERIES][2];
     for (int i = 0; i < QUERIES; i++) sum[i][0] = sum[i][1] = (vec){0};
     for (int64_t k = 0; k < depth; k++, b += TILE) {
         vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
         for (int i = 0; i < QUERIES; i++) {
-            vec w = BROADCAST(a[i][k]);
+            vec w = BROADCAST(a[i][k * step]);
             sum[i][0] += w * b0;
             sum[i][1] += w * b1;
         }
@@ -115,23 +115,19 @@ static size_t attention_floats(const dsee_attention *a) {
     return padded * (size_t)a->dim + (size_t)a->keys * wide + QUERIES * (padded + wide) + LANES;
 }
 
-static void attend(const dsee_attention *a, int64_t batch, int64_t head, float *scratch) {
+/* All queries of one head, its keys and values in tiles. Tokens of q are q_token apart, its features q_feature.
+ * `s` has room for the scores of QUERIES queries, `o` for what they return. */
+INLINE void attend_tiles(const dsee_attention *a, int64_t batch, int64_t head, const float *q, int64_t q_token,
+                         int64_t q_feature, const float *kt, const float *vt, float *s, float *o) {
     int64_t keys = a->keys, padded = tiles(keys) * TILE, dim = a->dim, wide = tiles(dim) * TILE;
-    int64_t shared = head / (a->heads / a->kv_heads);
-    const float *k = a->k + batch * a->k_batch + shared * a->k_head;
-    const float *v = a->v + batch * a->v_batch + shared * a->v_head;
-    const float *q = a->q + batch * a->q_batch + head * a->q_head;
-    float *kt = scratch, *vt = kt + padded * dim, *s = vt + keys * wide, *o = s + QUERIES * padded;
-    key_tiles(k, a->k_token, keys, dim, kt);
-    value_tiles(v, a->v_token, keys, dim, vt);
     for (int64_t first = 0; first < a->queries; first += QUERIES) {
         int64_t n = a->queries - first < QUERIES ? a->queries - first : QUERIES;
         const float *row[QUERIES];
         float total[QUERIES];
         /* the last row again in place of those that are not there */
-        for (int64_t i = 0; i < QUERIES; i++) row[i] = q + (first + (i < n ? i : n - 1)) * a->q_token;
+        for (int64_t i = 0; i < QUERIES; i++) row[i] = q + (first + (i < n ? i : n - 1)) * q_token;
         int64_t seen = a->causal && first + n < keys ? first + n : keys, span = tiles(seen) * TILE;
-        for (int64_t at = 0; at < span; at += TILE) tile(row, kt + at * dim, dim, s + at, padded);
+        for (int64_t at = 0; at < span; at += TILE) tile(row, q_feature, kt + at * dim, dim, s + at, padded);
         for (int64_t i = 0; i < QUERIES; i++) {
             int64_t query = first + (i < n ? i : n - 1);
             int64_t mask = batch * a->mask_batch + head * a->mask_head + query * a->mask_query;
@@ -139,11 +135,20 @@ static void attend(const dsee_attention *a, int64_t batch, int64_t head, float *
                                a->allowed ? a->allowed + mask : NULL, a->bias ? a->bias + mask : NULL);
             row[i] = s + i * padded;
         }
-        for (int64_t at = 0; at < wide; at += TILE) tile(row, vt + at * keys, seen, o + at, wide);
+        for (int64_t at = 0; at < wide; at += TILE) tile(row, 1, vt + at * keys, seen, o + at, wide);
         for (int64_t i = 0; i < n; i++) {
             float *out = a->out + batch * a->out_batch + (first + i) * a->out_token + head * a->out_head;
             float by = 1.0f / total[i];
             for (int64_t d = 0; d < dim; d++) out[d] = o[i * wide + d] * by;
         }
     }
+}
+
+static void attend(const dsee_attention *a, int64_t batch, int64_t head, float *scratch) {
+    int64_t keys = a->keys, padded = tiles(keys) * TILE, dim = a->dim, wide = tiles(dim) * TILE;
+    int64_t shared = head / (a->heads / a->kv_heads);
+    float *kt = scratch, *vt = kt + padded * dim, *s = vt + keys * wide, *o = s + QUERIES * padded;
+    key_tiles(a->k + batch * a->k_batch + shared * a->k_head, a->k_token, keys, dim, kt);
+    value_tiles(a->v + batch * a->v_batch + shared * a->v_head, a->v_token, keys, dim, vt);
+    attend_tiles(a, batch, head, a->q + batch * a->q_batch + head * a->q_head, a->q_token, 1, kt, vt, s, o);
 }

@@ -185,9 +185,11 @@ static const width widths[2][9] = {
         {0, 0}}};
 
 /* The width for the next tokens: the narrowest that holds them all if it wastes at most a quarter, else the widest
- * that is full. */
+ * that is full. Two of the second width go before one of the first and a narrow rest, which is hardly cheaper than a
+ * wide one: with one vector a sum waits for the last. */
 static const width *choose(int32_t kind, int64_t tokens) {
     const width *w = widths[kind], *best = w;
+    if (tokens > w->tokens && tokens <= 2 * w[1].tokens) return w + 1;
     while (w->tokens) {
         if (w->tokens >= tokens && 4 * tokens >= 3 * w->tokens) best = w;
         if (w->tokens <= tokens) return best->tokens >= tokens && 4 * tokens >= 3 * best->tokens ? best : w;
@@ -243,3 +245,4 @@ static void run(const dsee_part *p, float *scratch) {
 }
 
 #include "pair.h"
+#include "self_attention.h"

@@ -69,6 +69,14 @@ typedef struct {
     int32_t causal;          /* query i sees keys 0 to i */
 } dsee_attention;
 
+/* Self-attention of the hidden states x: q, k and v are x W' + b, all of as many rows as the heads have features. */
+typedef struct {
+    dsee_attention attention; /* without q, k and v; queries, keys and kv_heads as tokens and heads */
+    const dsee_matrix *w[3];  /* query, key, value; of one kind, one chunk and one shape */
+    const float *bias[3];     /* or NULL */
+    const float *x;           /* batch x tokens x columns */
+} dsee_self;
+
 /* One product of 8-bit integers: y = act(dequantised + bias). Group g has the 4 x 4 blocks start[g] to start[g + 1]. */
 typedef struct {
     int64_t rows, columns, groups; /* groups: ceil(rows / 4) */
@@ -105,6 +113,8 @@ typedef struct {
     void (*add_norm)(const dsee_norm *n, int64_t token, int64_t tokens);
     void (*run_pair)(const dsee_pair *d, int64_t token, int64_t tokens, float *scratch);
     size_t (*pair_floats)(const dsee_pair *d, int32_t panel);
+    void (*self_attend)(const dsee_self *d, int64_t batch, int64_t first_head, int64_t heads, float *scratch);
+    size_t (*self_floats)(const dsee_self *d, int64_t heads, int32_t panel);
 } dsee_path;
 
 extern const dsee_path dsee_path_baseline, dsee_path_avx2, dsee_path_avx512, dsee_path_neon;
@@ -132,6 +142,8 @@ PUBLIC int32_t dsee_linears(const dsee_matrix *first, const float *first_bias, i
                             const dsee_matrix *second, const float *second_bias, int32_t second_activation, const float *x,
                             float *y, int64_t tokens, const char *path, int32_t threads);
 PUBLIC int32_t dsee_attend(const dsee_attention *a, const char *path, int32_t threads); /* as dsee_run; 3: no such heads */
+/* as dsee_run; 3: the parts do not fit each other */
+PUBLIC int32_t dsee_self_attend(const dsee_self *d, const char *path, int32_t threads);
 /* 0: sound */
 PUBLIC int32_t dsee_int8_check(const dsee_int8 *d, int64_t starts, int64_t blocks, int64_t values);
 PUBLIC int32_t dsee_int8_run(const dsee_int8 *d, const char *path, int32_t threads); /* as dsee_run; 3: not on this path */

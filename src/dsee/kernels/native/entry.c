@@ -3,6 +3,11 @@
 
 #include "dsee_kernels.h"
 
+/* queries, keys and values that a group of heads works on at a time */
+#ifndef DSEE_SELF_FLOATS
+#define DSEE_SELF_FLOATS (256 * 1024)
+#endif
+
 static int32_t found(const dsee_path **paths) {
     int32_t n = 0;
     paths[n++] = &dsee_path_baseline;
@@ -167,6 +172,48 @@ int32_t dsee_attend(const dsee_attention *a, const char *name, int32_t threads) 
     if (!all.path) return 1;
     if (a->kv_heads < 1 || a->heads % a->kv_heads || a->dim < 1 || a->keys < 1) return 3;
     dsee_parallel(a->batch * a->heads, threads, one_head, &all);
+    return all.failed ? 2 : 0;
+}
+
+typedef struct {
+    const dsee_self *attention;
+    const dsee_path *path;
+    int64_t groups, step; /* groups of heads, heads of a group */
+    int32_t failed;
+} selves;
+
+static void some_heads(void *argument, int64_t i) {
+    selves *all = argument;
+    const dsee_self *d = all->attention;
+    int64_t first = i % all->groups * all->step, left = d->attention.heads - first;
+    int64_t heads = left < all->step ? left : all->step;
+    float *scratch = dsee_scratch(all->path->self_floats(d, heads, all->path->panel[d->w[0]->kind]));
+    if (scratch)
+        all->path->self_attend(d, i / all->groups, first, heads, scratch);
+    else
+        all->failed = 1;
+}
+
+int32_t dsee_self_attend(const dsee_self *d, const char *name, int32_t threads) {
+    const dsee_attention *a = &d->attention;
+    selves all = {d, called(name), 1, 0, 0};
+    if (!all.path) return 1;
+    if (a->heads < 1 || a->dim < 4 || a->dim % 4 || a->kv_heads != a->heads || a->queries != a->keys) return 3;
+    for (int m = 0; m < 3; m++) {
+        const dsee_matrix *w = d->w[m];
+        if (w->kind != d->w[0]->kind || w->chunk != d->w[0]->chunk || w->columns != d->w[0]->columns) return 3;
+        if (w->rows != a->heads * a->dim) return 3;
+    }
+    if (a->batch < 1 || a->keys < 1) return 0;
+    /* each group makes its own panels of x, so there are no more groups than threads want, and than fit a cache */
+    int64_t wanted = threads > 1 && a->batch < 2 * threads ? (2 * threads + a->batch - 1) / a->batch : 1;
+    int64_t most = DSEE_SELF_FLOATS / (3 * a->dim * a->keys);
+    all.step = (a->heads + wanted - 1) / wanted;
+    if (most < all.step) all.step = most < 1 ? 1 : most;
+    all.groups = (a->heads + all.step - 1) / all.step;
+    /* as even as they go */
+    all.step = (a->heads + all.groups - 1) / all.groups;
+    dsee_parallel(a->batch * all.groups, threads, some_heads, &all);
     return all.failed ? 2 : 0;
 }
 

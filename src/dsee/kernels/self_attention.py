@@ -1,0 +1,115 @@
+"""Query, key and value of one input, and attention between them, in one call of the kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_void_p
+from typing import NamedTuple
+
+import torch
+
+from dsee.errors import InputError
+from dsee.kernels.attend import CAttention, attention, described, spread
+from dsee.kernels.library import library
+from dsee.kernels.matrix import SparseMatrix
+from dsee.kernels.product import compute
+
+
+class CSelf(ctypes.Structure):
+    """``dsee_self`` of dsee_kernels.h."""
+
+    _fields_ = (("attention", CAttention), ("w", c_void_p * 3), ("bias", c_void_p * 3), ("x", c_void_p))
+
+
+class Projection(NamedTuple):
+    """x W' + b.
+
+    Attributes:
+        matrix: W, (heads * dim, in).
+        bias: float32 (heads * dim,), or None.
+    """
+
+    matrix: SparseMatrix
+    bias: torch.Tensor | None
+
+
+def fit_together(query: SparseMatrix, key: SparseMatrix, value: SparseMatrix, dim: int) -> bool:
+    """Whether one call can compute three projections.
+
+    Args:
+        query: packed weight of the queries.
+        key: of the keys.
+        value: of the values.
+        dim: features of a head.
+    """
+    same = all(
+        each.kind == query.kind and each.shape == query.shape and each.chunk == query.chunk for each in (key, value)
+    )
+    return same and dim > 0 and dim % 4 == 0 and query.shape[0] % dim == 0
+
+
+def self_attention(
+    x: torch.Tensor,
+    query: Projection,
+    key: Projection,
+    value: Projection,
+    dim: int,
+    mask: torch.Tensor | None = None,
+    *,
+    scale: float,
+) -> torch.Tensor:
+    """Return softmax(scale Q K' + mask) V for each head of an input's own Q, K and V; no gradients.
+
+    As :func:`dsee.kernels.attention` of the three products. Without the compiled kernels it is that.
+
+    Args:
+        x: float32 (batch, tokens, in) on the CPU.
+        query: makes Q of x; the three fit together, see :func:`fit_together`.
+        key: makes K.
+        value: makes V.
+        dim: features of a head.
+        mask: broadcastable to (batch, heads, tokens, tokens): bool, True where a key may be seen, or float32, added to
+            the scores; None for neither.
+        scale: of the scores.
+
+    Returns:
+        float32 (batch, tokens, heads, dim), contiguous.
+
+    Raises:
+        InputError: shapes or dtypes that do not fit.
+    """
+    three = (query, key, value)
+    if not fit_together(query.matrix, key.matrix, value.matrix, dim):
+        shapes = ", ".join(f"{each.matrix.kind} {each.matrix.shape}" for each in three)
+        raise InputError(
+            f"self_attention: the projections {shapes} with heads of {dim} features do not fit together: they have to "
+            "be of one kind and shape, and heads of a multiple of 4."
+        )
+    rows, columns = query.matrix.shape
+    if x.dim() != 3 or x.shape[-1] != columns or x.dtype != torch.float32 or x.device.type != "cpu":
+        raise InputError(f"self_attention: x has to be float32 (batch, tokens, {columns}) on the CPU.")
+    batch, tokens, heads = x.shape[0], x.shape[1], rows // dim
+    wanted = (batch, heads, tokens, tokens)
+    if mask is not None and (
+        mask.dtype not in (torch.bool, torch.float32)
+        or mask.dim() != 4
+        or any(have not in (1, want) for have, want in zip(mask.shape, wanted, strict=True))
+    ):
+        raise InputError(f"self_attention: a mask of {mask.dtype} {tuple(mask.shape)} does not fit {wanted}.")
+    found = library()
+    if found is None or not x.numel():
+        q, k, v = (compute(x, *each, None, None).view(batch, tokens, heads, dim).transpose(1, 2) for each in three)
+        return attention(q, k, v, mask, scale=scale)
+    x = x.contiguous()
+    mask = spread(mask, *wanted)
+    biases = [None if each.bias is None else each.bias.contiguous() for each in three]
+    out = torch.empty(batch, tokens, heads, dim)
+    sizes = [batch, heads, heads, tokens, tokens, dim]
+    given = CSelf(
+        described([None, None, None], out, mask, sizes, [0] * 9, scale, causal=False),
+        (c_void_p * 3)(*(each.matrix.address for each in three)),
+        (c_void_p * 3)(*(None if bias is None else bias.data_ptr() for bias in biases)),
+        x.data_ptr(),
+    )
+    found.self_attend(given, torch.get_num_threads())
+    return out

@@ -1,0 +1,184 @@
+"""Self-attention modules whose query, key and value, and attention between them, are one call of the kernels."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from dsee.architectures._view import LayerView
+from dsee.kernels.linear import OnKernels, kernels_can
+from dsee.kernels.matrix import SparseMatrix
+from dsee.kernels.self_attention import Projection, fit_together, self_attention
+from dsee.runtime import own_attention
+from dsee.runtime.activations import mapped_layers
+from dsee.runtime.dressed import Dressed, dress, undress
+
+#: What the forward of such a module takes; BERT, RoBERTa, ELECTRA, DistilBERT and their kin.
+INPUTS = ({"self", "hidden_states", "attention_mask", "kwargs"}, {"past_key_values"})
+#: Where a module keeps the names of its parts.
+STATE = "_dsee_parts"
+
+
+class Parts(NamedTuple):
+    """Names inside an attention module.
+
+    Attributes:
+        query: the linear that makes the queries.
+        key: the keys.
+        value: the values.
+        output: the linear that joins the heads; "" where it is no part of the module.
+        head_size: the attribute that holds a head's width.
+    """
+
+    query: str
+    key: str
+    value: str
+    output: str
+    head_size: str
+
+
+class OneCall(Dressed):
+    """The forward pass that such modules take."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what the original returns: by one call where the kernels have all of it and nothing more is asked.
+
+        Args:
+            hidden_states: (batch, tokens, in).
+            attention_mask: as transformers' sdpa takes it.
+            *args: for the original.
+            **kwargs: for the original; with any that says something, the original computes.
+        """
+        parts: Parts = self.__dict__[STATE]
+        own: Any = self._modules
+        three = (own[parts.query], own[parts.key], own[parts.value])
+        made = None
+        if not args and all(given is None or given is False for given in kwargs.values()) and self._plain():
+            made = _made(three, hidden_states, attention_mask, getattr(self, parts.head_size))
+        if made is None:
+            original: Any = super().forward
+            return cast(
+                "tuple[torch.Tensor, torch.Tensor | None]", original(hidden_states, attention_mask, *args, **kwargs)
+            )
+        dim = getattr(self, parts.head_size)
+        out = self_attention(
+            hidden_states, *made, dim, attention_mask, scale=getattr(self, "scaling", None) or dim**-0.5
+        )
+        out = out.flatten(2)
+        return (own[parts.output](out) if parts.output else out), None
+
+    def _plain(self) -> bool:
+        config: Any = self.config
+        return (
+            config._attn_implementation == own_attention.NAME
+            and not self.training
+            and not getattr(self, "is_causal", False)
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but not named in __all__
+        )
+
+
+def _made(
+    three: tuple[Any, ...], x: torch.Tensor, mask: torch.Tensor | None, dim: int
+) -> tuple[Projection, Projection, Projection] | None:
+    """The three projections, if one call can compute them of this input now."""
+    if x.dim() != 3 or x.shape[1] < own_attention.FEWEST_QUERIES:
+        return None
+    if mask is not None and (mask.dim() != 4 or mask.dtype not in (torch.bool, torch.float32)):
+        return None
+    tensors: list[torch.Tensor | None] = [mask]
+    found = []
+    for linear in three:
+        if not isinstance(linear, OnKernels) or linear._forward_hooks or linear._forward_pre_hooks:
+            return None
+        state, bias = linear._dsee_sparse, linear._parameters["bias"]
+        matrix = linear.packed()
+        if not isinstance(matrix, SparseMatrix) or state.side is not None or state.activation:
+            return None
+        tensors += [linear._parameters["weight"], bias]
+        found.append(Projection(matrix, bias))
+    query, key, value = found
+    if not kernels_can(x, three[0].weight, *tensors) or not fit_together(query.matrix, key.matrix, value.matrix, dim):
+        return None
+    return query, key, value
+
+
+def fuse_attention(model: nn.Module) -> list[nn.Module]:
+    """Let attention modules compute query, key, value and attention in one call, if that gives the same result.
+
+    They do so while the model's config names the kernels' attention.
+
+    Args:
+        model: a model with layers on the kernels.
+
+    Returns:
+        The modules, for :func:`unfuse_attention`.
+    """
+    found = []
+    for view in mapped_layers(model):
+        module, parts = view.part("attention"), _parts(view)
+        if parts is None or isinstance(module, OneCall) or not _takes(module):
+            continue
+        if _same(module, parts):
+            module.__dict__[STATE] = parts
+            dress(module, OneCall)
+            found.append(module)
+    return found
+
+
+def _parts(view: LayerView) -> Parts | None:
+    """Names of the parts inside the attention module; None where they are not its children."""
+    own = view.architecture
+    inside = f"{own.attention}."
+    names = [path.removeprefix(inside) for path in (own.query, own.key, own.value)]
+    children = view.part("attention")._modules
+    if not all(isinstance(children.get(name), OnKernels) for name in names) or len(set(names)) < 3:
+        return None
+    output = own.output.removeprefix(inside)
+    query, key, value = names
+    return Parts(query, key, value, output if output in children else "", own.head_size)
+
+
+def _takes(module: nn.Module) -> bool:
+    """Whether a module's forward takes what we know and nothing else."""
+    needed, known = INPUTS
+    names = set(inspect.signature(type(module).forward).parameters)
+    return needed <= names and names <= needed | known and hasattr(module, "config")
+
+
+def _same(module: Any, parts: Parts) -> bool:
+    """Whether one call computes what a module computes, by its values on random numbers."""
+    three = (getattr(module, parts.query), getattr(module, parts.key), getattr(module, parts.value))
+    draw, wide, dim = torch.Generator().manual_seed(0), three[0].packed().shape[1], getattr(module, parts.head_size)
+    x = torch.randn(2, 5, wide, generator=draw)
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    mask[1, ..., 3:] = False
+    with torch.inference_mode():
+        made = _made(three, x, mask, dim)
+        if made is None:
+            return False
+        mine = self_attention(x, *made, dim, mask, scale=getattr(module, "scaling", None) or dim**-0.5).flatten(2)
+        if parts.output:
+            mine = getattr(module, parts.output)(mine)
+        try:
+            expected = module(x, mask)
+        except (TypeError, ValueError, RuntimeError):
+            return False
+    known = isinstance(expected, tuple) and len(expected) == 2 and isinstance(expected[0], torch.Tensor)
+    return known and torch.allclose(mine, expected[0], rtol=1e-4, atol=1e-5)
+
+
+def unfuse_attention(modules: list[nn.Module]) -> None:
+    """Undo :func:`fuse_attention`.
+
+    Args:
+        modules: what it returned.
+    """
+    undress(modules)
+    for module in modules:
+        module.__dict__.pop(STATE, None)
