@@ -1,5 +1,10 @@
 /* Between row-major activations (token by token) and panels (feature by feature). Included by body.h. */
 
+/* 0 only for benchmarks/bench_layout.py: results are then worthless, and times those of everything but the layout */
+#ifndef DSEE_LAYOUT
+#define DSEE_LAYOUT 1
+#endif
+
 INLINE void transpose4(const float *in, int64_t from, float *out, int64_t to) {
     vec4 a = *(const vec4 *)in, b = *(const vec4 *)(in + from), c = *(const vec4 *)(in + 2 * from),
          d = *(const vec4 *)(in + 3 * from);
@@ -43,6 +48,7 @@ INLINE void transpose8(const float *in, int64_t from, float *out, int64_t to) {
 /* n rows x m columns, `from` floats apart, into columns x rows, `to` apart; whole cache lines of the input at a time */
 static void transpose(const float *in, int64_t from, int64_t n, int64_t m, float *out, int64_t to) {
     int64_t i = 0;
+    if (!DSEE_LAYOUT) return;
 #if LANES >= 8
     for (; i + 8 <= n; i += 8) {
         int64_t j = 0;
@@ -63,6 +69,7 @@ static void transpose(const float *in, int64_t from, int64_t n, int64_t m, float
 
 /* x[token][feature] to panel[feature][token]; tokens that are not there are zeros */
 static void to_panel(const float *x, int64_t ldx, int64_t n, int64_t columns, float *panel, int64_t P) {
+    if (!DSEE_LAYOUT) return;
     if (n < P)
         for (int64_t k = 0; k < columns; k++)
             for (int64_t t = n; t < P; t++) panel[k * P + t] = 0.0f;
@@ -71,6 +78,7 @@ static void to_panel(const float *x, int64_t ldx, int64_t n, int64_t columns, fl
 
 /* part[row][token] to y[token][row], sixteen rows at a time: a cache line of y */
 static void from_panel(const float *part, int64_t P, int64_t rows, int64_t n, float *y, int64_t ldy) {
+    if (!DSEE_LAYOUT) return;
     for (int64_t o = 0; o < rows; o += 16) {
         int64_t wide = rows - o < 16 ? rows - o : 16, t = 0;
 #if LANES >= 8

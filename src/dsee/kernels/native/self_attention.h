@@ -18,6 +18,7 @@ static size_t self_floats(const dsee_self *d, int64_t heads, int32_t panel) {
 
 /* n tokens of some features, P apart, to tiles of tokens; `at` tokens are there already */
 static void to_key_tiles(const float *part, int64_t P, int64_t n, int64_t dim, int64_t at, float *kt) {
+    if (!DSEE_LAYOUT) return;
     for (int64_t t = 0, run; t < n; t += run, at += run) {
         run = TILE - at % TILE < n - t ? TILE - at % TILE : n - t;
         float *to = kt + at / TILE * TILE * dim + at % TILE;
@@ -63,7 +64,7 @@ static void self_attend(const dsee_self *d, int64_t batch, int64_t first_head, i
             for (int m = 0; m < 3; m++)
                 now->run(d->w[m], c, row / tall, (row + rows) / tall, panel, c ? NULL : bias + m * rows, part + m * rows * P);
         }
-        for (int64_t r = 0; r < rows; r++) memcpy(q + r * ldq + token, part + r * P, sizeof(float) * (size_t)n);
+        for (int64_t r = 0; DSEE_LAYOUT && r < rows; r++) memcpy(q + r * ldq + token, part + r * P, sizeof(float) * (size_t)n);
         for (int64_t h = 0; h < heads; h++) {
             to_key_tiles(part + (rows + h * dim) * P, P, n, dim, token, kt + h * padded * dim);
             to_value_tiles(part + (2 * rows + h * dim) * P, P, n, dim, keys, token, vt + h * keys * wide);
