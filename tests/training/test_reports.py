@@ -1,5 +1,6 @@
 """Who is told while a stage tunes, and that listening changes nothing."""
 
+import importlib.util
 import json
 
 import pytest
@@ -39,6 +40,51 @@ def test_tensorboard_gets_losses_and_figures_of_each_stage_and_the_weights_stay_
             "events"
         }
     json.loads((folder / "out" / "stages" / "tune.json").read_text(encoding="utf-8"))
+
+
+def told_to(name, tmp_path, model_folder):
+    """A short run that reports to one, and its validation figures by stage."""
+    changes = {"tune": ONE, "recover": ONE, "prune": {"heads": 0.25}, "export": {"onnx": []}, "report_to": [name]}
+    result = run(load_recipe(prepare(tmp_path, model_folder, **changes)), base=tmp_path)
+    return {stage: [entry["accuracy"] for entry in result.stages[stage]["validation"]] for stage in ("tune", "recover")}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # its own
+def test_mlflow_gets_one_run_a_stage(tmp_path, model_folder, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    store = f"sqlite:///{tmp_path}/runs.db" if importlib.util.find_spec("sqlalchemy") else (tmp_path / "runs").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    # its file store has to be asked for since version 3
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    expected = told_to("mlflow", tmp_path, model_folder)
+    client = mlflow.MlflowClient(store)
+    found = {each.info.run_name: each.info for each in client.search_runs(["0"])}
+    assert set(found) == {"out-tune", "out-recover"}
+    for stage, figures in expected.items():
+        info = found[f"out-{stage}"]
+        assert info.status == "FINISHED"
+        told = client.get_metric_history(info.run_id, "eval/accuracy") or client.get_metric_history(
+            info.run_id, "eval_accuracy"
+        )
+        assert [metric.value for metric in told] == pytest.approx(figures)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # its own
+def test_wandb_gets_one_run_a_stage(tmp_path, model_folder, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    told_to("wandb", tmp_path, model_folder)
+    runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(runs) == 2
+    for each in runs:
+        written = next(each.glob("run-*.wandb")).read_bytes()
+        assert b"eval/accuracy" in written
+        assert b"train/loss" in written
+    assert {b"out-tune" in next(each.glob("run-*.wandb")).read_bytes() for each in runs} == {True, False}
 
 
 def test_a_missing_package_is_named_before_anything_runs(tmp_path, model_folder, monkeypatch):

@@ -30,7 +30,7 @@ from dsee.training.gradual import GradualCallback
 from dsee.training.prefix_cache import prefix_cache
 from dsee.training.progress import Bar
 from dsee.training.recipe import TrainSpec
-from dsee.training.reports import Reports
+from dsee.training.reports import Reports, close_reports
 from dsee.training.sharded import in_pieces, whole
 from dsee.training.shares import APART, SharingDistillationTrainer, SharingTrainer, leaves_unused
 from dsee.training.teacher import DistillationTrainer, Taught, collate_taught
@@ -259,7 +259,10 @@ def fit(
             steps = steps_of(spec, 0 if kept is None else len(kept))
             arguments = _arguments(scratch, spec, steps, seed, group_by_length and kept is not None, **more)
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
-            _train(trainer, keeper, seed)
+            try:
+                _train(trainer, keeper, seed)
+            finally:
+                close_reports(reports)
     _restore(model, keeper.state)
     model.eval()
     return keeper

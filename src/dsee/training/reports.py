@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,18 @@ class Reports:
             "logging_strategy": "steps",
             "logging_steps": EVERY,
         }
+
+
+def close_reports(reports: Reports | None) -> None:
+    """End the runs of one stage, so that the next stage opens its own.
+
+    transformers leaves a W&B run open until the process ends, and writes a second stage into the first one's run.
+
+    Args:
+        reports: who was told; None for nobody.
+    """
+    if reports is not None and "wandb" in reports.to:
+        importlib.import_module("wandb").finish()
 
 
 def check_reports(names: Sequence[str]) -> None:
