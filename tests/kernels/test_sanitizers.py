@@ -1,11 +1,13 @@
 """The kernels under the compiler's address, undefined-behaviour and thread sanitizers."""
 
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from dsee.kernels.compile import FLAGS, SOURCES, X86, CompileError, compile_kernels, compiler
+from dsee.kernels.library import Library
 
 DRIVER = Path(__file__).with_name("sanitized.c")
 
@@ -45,6 +47,20 @@ def test_nothing_is_read_or_written_out_of_place(tmp_path, sanitizers):
     done = subprocess.run([str(program), "400"], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "largest difference" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_compiler_older_than_an_instruction_set_leaves_it_out(tmp_path, monkeypatch):
+    real = shlex.join(compiler())
+    old = tmp_path / "old-cc"
+    old.write_text(
+        f'#!/bin/sh\ncase "$*" in *-mavxvnni*|*-mavx512*) echo "unknown option" >&2; exit 1;; esac\nexec {real} "$@"\n'
+    )
+    old.chmod(0o755)
+    monkeypatch.setenv("CC", str(old))
+    made = Library(compile_kernels(tmp_path / "x.so"), "")
+    assert made.paths
+    assert not [path for path in made.paths if path.startswith("avx512") or path.endswith("vnni")]
 
 
 def test_a_compiler_that_fails_is_reported(tmp_path, monkeypatch):

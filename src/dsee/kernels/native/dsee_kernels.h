@@ -117,7 +117,9 @@ typedef struct {
     size_t (*self_floats)(const dsee_self *d, int64_t heads, int32_t panel);
 } dsee_path;
 
-extern const dsee_path dsee_path_baseline, dsee_path_avx2, dsee_path_avx512, dsee_path_neon;
+extern const dsee_path dsee_path_baseline, dsee_path_avx2, dsee_path_avx2_vnni, dsee_path_avx512, dsee_path_avx512_vnni,
+    dsee_path_neon;
+enum { DSEE_MOST_PATHS = 6 };
 
 /* Floats of scratch that a part needs with panels of so many tokens. */
 size_t dsee_scratch_floats(const dsee_part *part, int32_t panel);

@@ -1,5 +1,8 @@
 /* Which instruction set, sound data, and the division of a product among threads. */
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "dsee_kernels.h"
 
@@ -8,21 +11,32 @@
 #define DSEE_SELF_FLOATS (256 * 1024)
 #endif
 
+#if defined(__x86_64__)
+/* VNNI on vectors of 256 bits without AVX-512; compilers know its name for later than we ask of them */
+static int has_avx_vnni(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+#endif
+
 static int32_t found(const dsee_path **paths) {
     int32_t n = 0;
     paths[n++] = &dsee_path_baseline;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (dsee_path_avx2.run && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        paths[n++] = &dsee_path_avx2;
-    if (dsee_path_avx512.run && __builtin_cpu_supports("avx512f")) paths[n++] = &dsee_path_avx512;
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx512 = __builtin_cpu_supports("avx512f");
+    if (dsee_path_avx2.run && avx2) paths[n++] = &dsee_path_avx2;
+    if (dsee_path_avx2_vnni.run && avx2 && has_avx_vnni()) paths[n++] = &dsee_path_avx2_vnni;
+    if (dsee_path_avx512.run && avx512) paths[n++] = &dsee_path_avx512;
+    if (dsee_path_avx512_vnni.run && avx512 && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+        paths[n++] = &dsee_path_avx512_vnni;
 #endif
     if (dsee_path_neon.run) paths[n++] = &dsee_path_neon;
     return n;
 }
 
 static const dsee_path *called(const char *name) {
-    const dsee_path *paths[4];
+    const dsee_path *paths[DSEE_MOST_PATHS];
     int32_t n = found(paths);
     while (n-- > 0)
         if (!strcmp(paths[n]->name, name)) return paths[n];
@@ -30,7 +44,7 @@ static const dsee_path *called(const char *name) {
 }
 
 int32_t dsee_paths(const char **names, int32_t most) {
-    const dsee_path *paths[4];
+    const dsee_path *paths[DSEE_MOST_PATHS];
     int32_t n = found(paths);
     for (int32_t i = 0; i < n && i < most; i++) names[i] = paths[i]->name;
     return n < most ? n : most;

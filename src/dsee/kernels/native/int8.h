@@ -3,9 +3,10 @@
  * A token's features become 7-bit unsigned numbers q with x = low + step q, so that two products of a pair fit 16 bits
  * and maddubs cannot saturate; weights are signed 8-bit numbers with a scale for each row. Then
  *     y[row] = scale[row] (step sum_k w[row][k] q[k] + low sum_k w[row][k]) + bias[row].
- * A panel holds four features of a token side by side in 32 bits, eight tokens in a vector.
+ * A panel holds four features of a token side by side in 32 bits, eight tokens in a vector of 256 bits, on wider paths
+ * too. VNNI does in one instruction what takes three without, with the same sums.
  */
-#if defined(__AVX2__) && LANES == 8
+#if defined(__AVX2__) && LANES >= 8
 
 enum { INT8_TOKENS = 16 };
 
@@ -55,8 +56,18 @@ static void quantise(const float *x, int64_t columns, int64_t padded, uint8_t *q
     for (; k < padded; k++) q[k] = 0;
 }
 
+/* sum + x[0] w[0] + ... + x[3] w[3] in each 32 bits; x without a sign and below 128, w with one */
+INLINE __m256i dot4(__m256i sum, __m256i x, __m256i w) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpbusd_epi32(sum, x, w);
+#elif defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(sum, x, w);
+#else
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
+#endif
+}
+
 INLINE void int8_group(const uint8_t *panel, const uint16_t *column, const int8_t *value, int64_t n, __m256i sum[4][2]) {
-    const __m256i ones = _mm256_set1_epi16(1);
     for (int r = 0; r < 4; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
     for (int64_t j = 0; j < n; j++) {
         const __m256i *at = (const __m256i *)(panel + (size_t)column[j] * 4 * INT8_TOKENS);
@@ -65,8 +76,8 @@ INLINE void int8_group(const uint8_t *panel, const uint16_t *column, const int8_
             int32_t four;
             memcpy(&four, value + 16 * j + 4 * r, 4);
             __m256i w = _mm256_set1_epi32(four);
-            sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(x0, w), ones));
-            sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(x1, w), ones));
+            sum[r][0] = dot4(sum[r][0], x0, w);
+            sum[r][1] = dot4(sum[r][1], x1, w);
         }
     }
 }
@@ -75,7 +86,7 @@ INLINE void int8_group(const uint8_t *panel, const uint16_t *column, const int8_
 static void int8_panel(const dsee_int8 *d, int64_t token, int64_t n, float *scratch) {
     int64_t columns = d->columns, quads = (columns + 3) / 4, padded = 4 * quads, rows = 4 * d->groups;
     float *low = scratch, *step = low + INT8_TOKENS, *part = step + INT8_TOKENS;
-    uint8_t *flat = (uint8_t *)(part + rows * INT8_TOKENS + LANES), *panel = flat + padded * INT8_TOKENS + 32;
+    uint8_t *flat = (uint8_t *)(part + rows * INT8_TOKENS + 16), *panel = flat + padded * INT8_TOKENS + 32;
     for (int64_t t = 0; t < n; t++)
         quantise(d->x + (token + t) * columns, columns, padded, flat + t * padded, low + t, step + t);
     for (int64_t t = n; t < INT8_TOKENS; t++) {
@@ -83,7 +94,7 @@ static void int8_panel(const dsee_int8 *d, int64_t token, int64_t n, float *scra
         low[t] = step[t] = 0.0f;
     }
     transpose((const float *)flat, quads, INT8_TOKENS, quads, (float *)panel, INT8_TOKENS);
-    vec l0 = *(const vec *)low, l1 = *(const vec *)(low + LANES), s0 = *(const vec *)step, s1 = *(const vec *)(step + LANES);
+    vec8 l0 = *(const vec8 *)low, l1 = *(const vec8 *)(low + 8), s0 = *(const vec8 *)step, s1 = *(const vec8 *)(step + 8);
     for (int64_t g = 0; g < d->groups; g++) {
         __m256i sum[4][2];
         int64_t at = d->start[g];
@@ -93,8 +104,8 @@ static void int8_panel(const dsee_int8 *d, int64_t token, int64_t n, float *scra
             float scale = row < d->rows ? d->scale[row] : 0.0f, bias = row < d->rows && d->bias ? d->bias[row] : 0.0f;
             float all = row < d->rows ? d->sum[row] : 0.0f;
             float *to = part + row * INT8_TOKENS;
-            *(vec *)to = scale * ((vec)_mm256_cvtepi32_ps(sum[r][0]) * s0 + l0 * all) + bias;
-            *(vec *)(to + LANES) = scale * ((vec)_mm256_cvtepi32_ps(sum[r][1]) * s1 + l1 * all) + bias;
+            *(vec8 *)to = scale * ((vec8)_mm256_cvtepi32_ps(sum[r][0]) * s0 + l0 * all) + bias;
+            *(vec8 *)(to + 8) = scale * ((vec8)_mm256_cvtepi32_ps(sum[r][1]) * s1 + l1 * all) + bias;
         }
     }
     activate(d->activation, part, rows * INT8_TOKENS);
@@ -103,7 +114,7 @@ static void int8_panel(const dsee_int8 *d, int64_t token, int64_t n, float *scra
 
 static size_t int8_floats(const dsee_int8 *d) {
     size_t padded = (size_t)(d->columns + 3) / 4 * 4;
-    return 2 * INT8_TOKENS + 4 * (size_t)d->groups * INT8_TOKENS + LANES + (2 * padded * INT8_TOKENS + 64) / 4 + 16;
+    return 2 * INT8_TOKENS + 4 * (size_t)d->groups * INT8_TOKENS + 16 + (2 * padded * INT8_TOKENS + 64) / 4 + 16;
 }
 
 #endif
