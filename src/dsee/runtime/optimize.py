@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 
 from dsee.errors import InputError, OrderError
 from dsee.kernels import from_kernels, library, on_kernels, to_kernels, why_not
+from dsee.kernels.library import KINDS
 from dsee.kernels.linear import CLASSES, PLAIN, STATE, Packed, Way
 from dsee.kernels.two_four import TWO_FOUR, WAY, Compressed, from_two_four, missing, to_two_four, unfit
 from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
 from dsee.runtime import own_attention
-from dsee.runtime.activations import fuse, unfuse
+from dsee.runtime.activations import fuse, mapped_layers, unfuse
 from dsee.runtime.one_call_attention import fuse_attention, unfuse_attention
 from dsee.runtime.pairs import join_pairs, part_pairs
 from dsee.runtime.residual_norm import fuse_norms, unfuse_norms
@@ -181,6 +182,7 @@ def optimize(
             choices.layers.append(choice)
             if state is not None:
                 packed[name] = state
+        _agree(model, choices, packed)
         _apply(model, choices, packed)
         if base is not None and device.type == "cpu":
             _choose_attention(model, base, inputs, rounds, choices)
@@ -253,6 +255,33 @@ def _choose(
     chosen = best if times[best] < (1 - MARGIN) * times[DENSE] else DENSE
     choice = Choice(name, chosen, times, density, reason=reason)
     return choice, None if chosen == DENSE else twins[chosen].__dict__[STATE]
+
+
+def _agree(model: nn.Module, choices: Choices, packed: dict[str, Packed | Compressed]) -> None:
+    """Let query, key and value of a layer go the way that is fastest for the three together.
+
+    Their shapes are equal and so are their times but for the clock's errors, and only of one kind can they be one call.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    known = {choice.name: choice for choice in choices.layers}
+    for view in mapped_layers(model):
+        paths = {names.get(id(view.part(part)), "") for part in view.names("heads")}
+        three = [known[path] for path in paths if path in known]
+        if len(three) < 3 or len({choice.chosen for choice in three}) < 2:
+            continue
+        ways = set.intersection(*(set(choice.times_ms) for choice in three)) & {DENSE, *KINDS}
+        times = {way: sum(choice.times_ms[way] for choice in three) for way in ways}
+        best = min(times, key=times.__getitem__, default=DENSE)
+        if DENSE not in times or any(choice.chosen not in ways for choice in three):
+            continue
+        best = best if times[best] < (1 - MARGIN) * times[DENSE] else DENSE
+        for choice in three:
+            known[choice.name] = replace(choice, chosen=best)
+            if best == DENSE:
+                packed.pop(choice.name, None)
+            elif choice.chosen != best:
+                packed[choice.name] = Packed(cast("Way", best))
+    choices.layers = list(known.values())
 
 
 def _kernel_twins(linear: Any, int8: bool) -> dict[str, Any]:
