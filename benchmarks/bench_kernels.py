@@ -159,7 +159,24 @@ def with_onnx(models: dict[str, nn.Module], folder: Path) -> dict[str, Any]:
     return made
 
 
-def whole(shape: str, onnx: bool) -> list[dict[str, Any]]:
+def remember(row: dict[str, Any]) -> None:
+    """Keep a finished row at once, in place of an older one of the same size."""
+    figures = stored()
+    same = ("shape", "batch", "sequence")
+    rows = [old for old in figures.get("models", []) if any(old[key] != row[key] for key in same)] + [row]
+    order = list(SHAPES)
+    figures["models"] = sorted(rows, key=lambda r: (order.index(r["shape"]), r["batch"] * r["sequence"], r["sequence"]))
+    keep("kernels", figures)
+
+
+def stored() -> dict[str, Any]:
+    """What is kept already."""
+    kept = RESULTS / "kernels.json"
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    return found
+
+
+def whole(shape: str, onnx: bool, sizes: list[tuple[int, int]]) -> None:
     torch.manual_seed(0)
     models: dict[str, nn.Module] = {"dense": BertForSequenceClassification(config(shape)).eval()}
     for kind, zeros in MODELS:
@@ -171,11 +188,10 @@ def whole(shape: str, onnx: bool) -> list[dict[str, Any]]:
     models["int8"] = copy.deepcopy(models["dense"])
     models["int8, 4x4 blocks 70%"] = masked(models["dense"], "4x4", 0.7)
     models["torch CSR 70%"] = on_csr(models["weights 70%"])
-    found = []
     print(f"\n{shape}, whole model, one thread; speed-up over dense PyTorch fp32", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         exported = with_onnx(models, Path(folder)) if onnx else {}
-        for batch, sequence in BATCHES:
+        for batch, sequence in sizes:
             if batch * sequence > 1024 and shape != "MiniLM-L6":
                 # minutes a round, for what 1,024 tokens say already
                 continue
@@ -194,7 +210,7 @@ def whole(shape: str, onnx: bool) -> list[dict[str, Any]]:
                 seconds, cold = in_turns(calls, rounds)
             ratios = {name: seconds["dense"] / seconds[name] for name in calls}
             first = {name: cold["dense"] / cold[name] for name in calls}
-            found.append(
+            remember(
                 {"shape": shape, "batch": batch, "sequence": sequence, "dense_ms": 1e3 * seconds["dense"]}
                 | ratios
                 | {"cold": first}
@@ -205,7 +221,6 @@ def whole(shape: str, onnx: bool) -> list[dict[str, Any]]:
             print(f"  {batch:2} x {sequence:3}, dense {1e3 * seconds['dense']:7.1f} ms:  {shown}", flush=True)
             for choices in chosen.values():
                 choices.undo()
-    return found
 
 
 def threads() -> list[dict[str, Any]]:
@@ -239,7 +254,11 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="layers, models, threads; default all")
     parser.add_argument("--onnx", action="store_true", help="ONNX Runtime beside the models")
     parser.add_argument("--shape", choices=list(SHAPES), help="one shape only")
+    parser.add_argument(
+        "--sizes", nargs="+", default=[f"{b}x{s}" for b, s in BATCHES], help="sentences x tokens: 8x128"
+    )
     options = parser.parse_args()
+    sizes = [(int(batch), int(sequence)) for batch, sequence in (size.split("x") for size in options.sizes)]
     torch.set_num_threads(1)
     wanted = options.parts or ["layers", "models", "threads"]
     top = peak()
@@ -247,15 +266,13 @@ def main() -> None:
     print(f"kernels: {library().path}; peak of this core {top:.0f} GFLOP/s")
     if "layers" in wanted:
         figures["layers"] = layers(top)
-    if "models" in wanted:
-        shapes = [options.shape] if options.shape else list(SHAPES)
-        figures["models"] = [row for shape in shapes for row in whole(shape, options.onnx)]
     if "threads" in wanted:
         figures["threads"] = threads()
-    kept = RESULTS / "kernels.json"
     # parts that were not run now stay as they were
-    before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    keep("kernels", before | figures)
+    keep("kernels", stored() | figures)
+    if "models" in wanted:
+        for shape in [options.shape] if options.shape else list(SHAPES):
+            whole(shape, options.onnx, sizes)
     print(json.dumps({"written": "benchmarks/results/kernels.json"}))
 
 
