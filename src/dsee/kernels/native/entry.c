@@ -12,10 +12,17 @@
 #endif
 
 #if defined(__x86_64__)
-/* VNNI on vectors of 256 bits without AVX-512; compilers know its name for later than we ask of them */
+/* VNNI on vectors of 256 bits without AVX-512, whose name older compilers do not know. Asked once: in a virtual machine
+ * the instruction leaves the machine, which takes as long as a small product. */
 static int has_avx_vnni(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+    static int known; /* 0: not asked yet, 1: no, 2: yes; threads that ask at once find the same */
+    int answer = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (!answer) {
+        unsigned a, b, c, d;
+        answer = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) ? 2 : 1;
+        __atomic_store_n(&known, answer, __ATOMIC_RELAXED);
+    }
+    return answer == 2;
 }
 #endif
 
