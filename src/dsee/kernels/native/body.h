@@ -246,3 +246,13 @@ static void run(const dsee_part *p, float *scratch) {
 
 #include "pair.h"
 #include "self_attention.h"
+
+/* 8-bit products need whole vectors of 256 bits */
+#if defined(__AVX2__) && LANES >= 8
+#define DSEE_INT8 int8_panel, int8_floats
+#else
+#define DSEE_INT8 0, 0
+#endif
+#define DSEE_PATH(NAME) \
+    {NAME, {BLOCK_VECTORS * LANES, WEIGHT_VECTORS * LANES}, run, attend, attention_floats, DSEE_INT8, add_norm, \
+     run_pair, pair_floats, self_attend, self_floats}

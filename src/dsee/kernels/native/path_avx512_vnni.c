@@ -4,8 +4,8 @@
 #define BLOCK_VECTORS 3
 #define WEIGHT_VECTORS 4
 #include "body.h"
-const dsee_path dsee_path_avx512_vnni = {"avx512_vnni", {BLOCK_VECTORS * LANES, WEIGHT_VECTORS * LANES}, run, attend, attention_floats, int8_panel, int8_floats, add_norm, run_pair, pair_floats, self_attend, self_floats};
+const dsee_path dsee_path_avx512_vnni = DSEE_PATH("avx512_vnni");
 #else
 #include "dsee_kernels.h"
-const dsee_path dsee_path_avx512_vnni = {0, {0, 0}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+const dsee_path dsee_path_avx512_vnni = {0};
 #endif

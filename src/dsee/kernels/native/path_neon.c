@@ -4,8 +4,8 @@
 #define BLOCK_VECTORS 6
 #define WEIGHT_VECTORS 8
 #include "body.h"
-const dsee_path dsee_path_neon = {"neon", {BLOCK_VECTORS * LANES, WEIGHT_VECTORS * LANES}, run, attend, attention_floats, 0, 0, add_norm, run_pair, pair_floats, self_attend, self_floats};
+const dsee_path dsee_path_neon = DSEE_PATH("neon");
 #else
 #include "dsee_kernels.h"
-const dsee_path dsee_path_neon = {0, {0, 0}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+const dsee_path dsee_path_neon = {0};
 #endif
