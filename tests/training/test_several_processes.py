@@ -23,7 +23,10 @@ from writing_tools import gpt2, pretrained, rows, write_jsonl
 
 TESTS = Path(__file__).resolve().parents[1]
 # sums in another order, over some dozens of steps
-TOLERANCE = 2e-5
+TOLERANCE = 1e-5
+# and where gradients are as small as their rounding, which Adam divides by: in the writing recipe one process with two
+# threads in place of one ends 1.5e-5 apart, in the same update of the same projection
+WRITING_TOLERANCE = 1e-4
 SHORT = {"learning_rate": 1e-2, "batch_size": 8}
 PLAIN = {"export": {"onnx": []}, "base_dropout": 0.0, "tune": SHORT | {"epochs": 1}, "recover": SHORT | {"epochs": 1}}
 
@@ -112,10 +115,11 @@ def check(one, both, folder, name):
             assert found.get("after") == first["stages"][stage].get("after")
     ours, theirs = (weights(folder / f"out-{name}-{processes}") for processes in (1, 2))
     assert ours.keys() == theirs.keys()
+    tolerance = WRITING_TOLERANCE if name.startswith("writing") else TOLERANCE
     for key, tensor in ours.items():
         if tensor.is_floating_point():
             difference = float((theirs[key] - tensor).abs().max()) if tensor.numel() else 0.0
-            assert difference <= TOLERANCE * max(1.0, float(tensor.abs().max()) if tensor.numel() else 0.0), key
+            assert difference <= tolerance * max(1.0, float(tensor.abs().max()) if tensor.numel() else 0.0), key
         else:
             # supports and masks
             assert torch.equal(theirs[key], tensor), key
