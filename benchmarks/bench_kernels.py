@@ -207,13 +207,13 @@ def whole(shape: str, onnx: bool, sizes: list[tuple[int, int]]) -> None:
             calls |= {name: partial(model.run, model.sample(batch, sequence)) for name, model in exported.items()}
             rounds = 15 if batch * sequence == 1 else 5 if batch * sequence <= 128 else 2
             with torch.inference_mode():
-                seconds, cold = in_turns(calls, rounds)
+                seconds, cold, least = in_turns(calls, rounds)
             ratios = {name: seconds["dense"] / seconds[name] for name in calls}
             first = {name: cold["dense"] / cold[name] for name in calls}
             remember(
                 {"shape": shape, "batch": batch, "sequence": sequence, "dense_ms": 1e3 * seconds["dense"]}
                 | ratios
-                | {"cold": first}
+                | {"cold": first, "least": {name: least["dense"] / least[name] for name in calls}}
             )
             shown = "  ".join(
                 f"{name} {ratio:.2f} ({first[name]:.2f})" for name, ratio in ratios.items() if name != "dense"

@@ -72,7 +72,7 @@ def main() -> None:
                             "model": with_kernels(model, inputs, real),
                             "rest": with_kernels(model, inputs, empty),
                         }
-                        seconds, _ = in_turns(calls, rounds=40 if batch * sequence <= 128 else 10, burst=2)
+                        seconds, *_ = in_turns(calls, rounds=40 if batch * sequence <= 128 else 10, burst=2)
                         used._loaded, used._linear = real, real.dsee_linear
                         chosen.undo()
                     share = 1 - seconds["rest"] / seconds["model"]

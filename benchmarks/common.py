@@ -45,8 +45,8 @@ def in_turns(calls: dict[str, Callable[[], object]], rounds: int, burst: int = 5
         burst: calls in a row.
 
     Returns:
-        Of the calls that follow one of the same kind, as in a process that serves one model; and of each burst's first,
-        whose weights the calls before it have driven out of the caches.
+        Of the calls that follow one of the same kind, as in a process that serves one model; of each burst's first, whose
+        weights the calls before it have driven out of the caches; and the least of all, when nobody else was disturbing.
     """
     torch.set_num_threads(1)
     warm: dict[str, list[float]] = {name: [] for name in calls}
@@ -58,7 +58,8 @@ def in_turns(calls: dict[str, Callable[[], object]], rounds: int, burst: int = 5
                 call()
                 if round_number:
                     (warm if i else cold)[name].append(time.process_time() - start)
-    return tuple({name: statistics.median(times) for name, times in found.items()} for found in (warm, cold))
+    medians = [{name: statistics.median(times) for name, times in found.items()} for found in (warm, cold)]
+    return (*medians, {name: min(warm[name] + cold[name]) for name in calls})
 
 
 def keep(name: str, figures: object) -> None:

@@ -22,7 +22,7 @@ GOALS = {
     "weights 90%": (2.4, 2.4),
     "25/40 cut, blocks 50%": (2.5, 2.5),
 }
-SIZES = ("shape", "batch", "sequence", "dense_ms", "cold")
+SIZES = ("shape", "batch", "sequence", "dense_ms", "cold", "least")
 
 
 def goal(name: str, row: dict[str, Any]) -> float | None:
@@ -33,11 +33,11 @@ def goal(name: str, row: dict[str, Any]) -> float | None:
 
 
 def cell(name: str, row: dict[str, Any]) -> str:
-    """One ratio, bold where it misses its goal; behind a stroke that of calls after another model's."""
+    """One ratio, bold where it misses its goal; behind strokes those of calls after another model's and of least times."""
     asked = goal(name, row)
     shown = f"{row[name]:.2f}"
     shown = shown if asked is None or round(row[name], 2) >= asked else f"**{shown}** (goal {asked})"
-    return shown + (f" / {row['cold'][name]:.2f}" if "cold" in row else "")
+    return shown + "".join(f" / {row[other][name]:.2f}" for other in ("cold", "least") if other in row)
 
 
 def models(rows: list[dict[str, Any]]) -> str:
