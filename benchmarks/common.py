@@ -45,8 +45,8 @@ def in_turns(calls: dict[str, Callable[[], object]], rounds: int, burst: int = 5
         burst: calls in a row.
 
     Returns:
-        Of the calls that follow one of the same kind, as in a process that serves one model; of each burst's first, whose
-        weights the calls before it have driven out of the caches; and the least of all, when nobody else was disturbing.
+        Of the calls that follow one of the same kind, as in a process that serves one model; of each burst's first,
+        whose weights the calls before it have driven out of the caches; and the least of all, when nobody disturbed.
     """
     torch.set_num_threads(1)
     warm: dict[str, list[float]] = {name: [] for name in calls}

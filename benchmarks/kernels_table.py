@@ -33,7 +33,7 @@ def goal(name: str, row: dict[str, Any]) -> float | None:
 
 
 def cell(name: str, row: dict[str, Any]) -> str:
-    """One ratio, bold where it misses its goal; behind strokes those of calls after another model's and of least times."""
+    """One ratio, bold where it misses its goal; behind strokes of calls after another model's and of least times."""
     asked = goal(name, row)
     shown = f"{row[name]:.2f}"
     shown = shown if asked is None or round(row[name], 2) >= asked else f"**{shown}** (goal {asked})"
