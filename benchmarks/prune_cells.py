@@ -135,6 +135,13 @@ def _under_masks(task: str) -> list[PruneCell]:
     ]
 
 
+def _lasting(task: str) -> list[PruneCell]:
+    """Ways to bring blocks closer where there is little text to recover with; one seed."""
+    most = PruneCell(task, mask="blocks", ratio=0.7, epochs=5)
+    ways = ({}, {"lr": 2e-3}, {"gradual": "cubic", "distill": True, "alpha": 0.9}, {"distill": True, "alpha": 0.9})
+    return [replace(most, **way) for way in ways]
+
+
 LISTS: dict[str, list[PruneCell]] = {
     "under-masks": _under_masks("sst2"),
     "most": _most("sst2"),
@@ -143,6 +150,8 @@ LISTS: dict[str, list[PruneCell]] = {
     "mrpc-few": [replace(cell, seed=0) for cell in _finalists("mrpc")[:5]]
     + [PruneCell("mrpc", cut="25/40", score=score) for score in ("taylor", "weight", "random")],
     "mrpc-longer": [PruneCell("mrpc", mask="blocks", ratio=ratio, epochs=3, masked=True) for ratio in (0.7, 0.5)],
+    "mrpc-lasting": _lasting("mrpc"),
+    "mrpc-finalists": _finalists("mrpc"),
     "finalists": _finalists("sst2"),
     "first": _first("sst2"),
     "recovery": _recovery("sst2"),
