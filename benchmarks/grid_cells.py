@@ -115,8 +115,8 @@ SLOWER += [(replace(BEST, task="mrpc", epochs=5, lr=1e-3), "")]
 PAIRS = [(replace(cell, task="mrpc"), "") for cell in (FULL, LORA, BEST)]
 PAIRS += [(replace(cell, task="mrpc"), "") for cell in (replace(FULL, lr=1e-4), replace(LORA, lr=2e-3))]
 
-#: What may close the rest of the gap on SST-2: trained biases and norms, more epochs, all of the base's dropout; and what
-#: half the depth costs at full length. The second seed first: there most is missing.
+#: What may close the rest of the gap on SST-2: trained biases and norms, more epochs, all of the base's dropout; and
+#: what half the depth costs at full length. The second seed first: there most is missing.
 _DROPPED = replace(BEST, dropout=0.1)
 _WAYS = ({"bias": "dsee_only", "norms": True}, {"epochs": 5}, {"attention_dropout": 0.1})
 CLOSING = [(replace(_DROPPED, seed=1, **way), "") for way in _WAYS]
