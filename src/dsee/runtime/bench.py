@@ -14,9 +14,10 @@ from dsee.errors import DseeError, InputError
 from dsee.masks import masked_linears
 from dsee.measure.latency import Latency, Rounds, rounds
 from dsee.modes import torch_threads
+from dsee.runtime.choices import Choices
 from dsee.runtime.memory import PeakMemory, peak_memory
 from dsee.runtime.opened import is_onnx, open_model, weight_bytes
-from dsee.runtime.optimize import Choices, optimize
+from dsee.runtime.optimize import optimize
 
 
 @dataclass(frozen=True)

@@ -259,21 +259,21 @@ def fit(
             steps = steps_of(spec, 0 if kept is None else len(kept))
             arguments = _arguments(scratch, spec, steps, seed, group_by_length and kept is not None, **more)
             trainer = _trainer(common | {"args": arguments}, rows, collate, spec, teacher, distillation)
-            try:
-                _train(trainer, keeper, seed)
-            finally:
-                close_reports(reports)
+            _train(trainer, keeper, seed, reports)
     _restore(model, keeper.state)
     model.eval()
     return keeper
 
 
-def _train(trainer: Trainer, keeper: KeepBest, seed: int) -> None:
+def _train(trainer: Trainer, keeper: KeepBest, seed: int, reports: Reports | None) -> None:
     trainer.remove_callback(_printer())
     keeper.tell = trainer.log if trainer.args.report_to else None
     # the first process draws the order of the batches, as if it were alone
     set_seed(seed + APART * index())
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        close_reports(reports)
 
 
 def _further(plain: bool, objective: Objective | None, reports: Reports | None) -> dict[str, Any]:
