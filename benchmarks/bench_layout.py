@@ -4,12 +4,14 @@
 
 The kernels are compiled a second time without the code that moves activations between the model's order and their own.
 What that library computes is worthless, and the time it takes is that of all the rest: so the layout's share is what a
-model takes more with the real one. Both in bursts of two calls in one process, medians of CPU seconds on one thread,
-denormal numbers flushed so that worthless values cost no extra time.
+model takes more with the real one. Both in bursts of two calls in one process, CPU seconds on one thread, by medians
+and, since neighbours on a machine disturb by more than the share, by least times; denormal numbers flushed so that
+worthless values cost no extra time.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import tempfile
 from collections.abc import Callable
@@ -49,6 +51,9 @@ def with_kernels(model: nn.Module, inputs: dict[str, torch.Tensor], kernels: cty
 
 def main() -> None:
     """Print and keep the shares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zeros", nargs="+", type=float, default=ZEROS, help="shares of zeros")
+    wanted = parser.parse_args().zeros
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     used = library()
@@ -60,7 +65,7 @@ def main() -> None:
         for shape in SHAPES:
             torch.manual_seed(0)
             dense = BertForSequenceClassification(config(shape)).eval()
-            for zeros in ZEROS:
+            for zeros in wanted:
                 model = masked(dense, "blocks", zeros)
                 for batch, sequence in BATCHES:
                     if batch * sequence > 768 and shape != "MiniLM-L6":
@@ -72,17 +77,19 @@ def main() -> None:
                             "model": with_kernels(model, inputs, real),
                             "rest": with_kernels(model, inputs, empty),
                         }
-                        seconds, *_ = in_turns(calls, rounds=40 if batch * sequence <= 128 else 10, burst=2)
+                        seconds, _, least = in_turns(calls, rounds=40 if batch * sequence <= 128 else 10, burst=2)
                         used._loaded, used._linear = real, real.dsee_linear
                         chosen.undo()
-                    share = 1 - seconds["rest"] / seconds["model"]
+                    share, undisturbed = (1 - times["rest"] / times["model"] for times in (seconds, least))
                     row = {"shape": shape, "zeros": zeros, "batch": batch, "sequence": sequence}
                     row |= {"attentions": chosen.attentions, "pairs": chosen.pairs}
-                    found.append(row | {"model_ms": 1e3 * seconds["model"], "layout_share": share})
+                    found.append(
+                        row | {"model_ms": 1e3 * seconds["model"], "layout_share": share, "least": undisturbed}
+                    )
                     print(
                         f"{shape} blocks {zeros:.0%}, {batch} x {sequence}: {chosen.attentions} attentions and "
                         f"{chosen.pairs} feed-forward blocks in one call, {1e3 * seconds['model']:.1f} ms, "
-                        f"layout {share:.1%}",
+                        f"layout {share:.1%}, by least times {undisturbed:.1%}",
                         flush=True,
                     )
     keep("layout", found)
