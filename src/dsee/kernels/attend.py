@@ -124,13 +124,26 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: to
         raise InputError(
             f"attention: query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)} do not fit."
         )
+    check_mask("attention", mask, (query.shape[0], query.shape[1], query.shape[2], key.shape[2]))
+
+
+def check_mask(where: str, mask: torch.Tensor | None, wanted: tuple[int, int, int, int]) -> None:
+    """Refuse a mask that does not fit.
+
+    Args:
+        where: begins the message.
+        mask: the mask, or None.
+        wanted: batch, heads, queries and keys.
+
+    Raises:
+        InputError: another dtype, device or shape.
+    """
     if mask is None:
         return
     if mask.dtype not in (torch.bool, torch.float32) or mask.device.type != "cpu":
-        raise InputError(f"attention: the mask has to be bool or float32 on the CPU, not {mask.dtype}.")
-    wanted = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        raise InputError(f"{where}: the mask has to be bool or float32 on the CPU; {mask.dtype} does not fit.")
     if mask.dim() != 4 or any(have not in (1, want) for have, want in zip(mask.shape, wanted, strict=True)):
-        raise InputError(f"attention: a mask of {tuple(mask.shape)} does not fit {wanted}.")
+        raise InputError(f"{where}: a mask of {tuple(mask.shape)} does not fit {wanted}.")
 
 
 def _by_torch(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from dsee.errors import InputError
-from dsee.kernels.attend import CAttention, attention, described, spread
+from dsee.kernels.attend import CAttention, attention, check_mask, described, spread
 from dsee.kernels.library import library
 from dsee.kernels.matrix import SparseMatrix
 from dsee.kernels.product import compute
@@ -90,12 +90,7 @@ def self_attention(
         raise InputError(f"self_attention: x has to be float32 (batch, tokens, {columns}) on the CPU.")
     batch, tokens, heads = x.shape[0], x.shape[1], rows // dim
     wanted = (batch, heads, tokens, tokens)
-    if mask is not None and (
-        mask.dtype not in (torch.bool, torch.float32)
-        or mask.dim() != 4
-        or any(have not in (1, want) for have, want in zip(mask.shape, wanted, strict=True))
-    ):
-        raise InputError(f"self_attention: a mask of {mask.dtype} {tuple(mask.shape)} does not fit {wanted}.")
+    check_mask("self_attention", mask, wanted)
     found = library()
     if found is None or not x.numel():
         q, k, v = (compute(x, *each, None, None).view(batch, tokens, heads, dim).transpose(1, 2) for each in three)

@@ -54,23 +54,14 @@ class OneCall(Dressed):
             *args: for the original.
             **kwargs: for the original; with any that says something, the original computes.
         """
-        parts: Parts = self.__dict__[STATE]
-        own: Any = self._modules
-        three = (own[parts.query], own[parts.key], own[parts.value])
-        made = None
-        if not args and all(given is None or given is False for given in kwargs.values()) and self._plain():
-            made = _made(three, hidden_states, attention_mask, getattr(self, parts.head_size))
-        if made is None:
-            original: Any = super().forward
-            return cast(
-                "tuple[torch.Tensor, torch.Tensor | None]", original(hidden_states, attention_mask, *args, **kwargs)
-            )
-        dim = getattr(self, parts.head_size)
-        out = self_attention(
-            hidden_states, *made, dim, attention_mask, scale=getattr(self, "scaling", None) or dim**-0.5
+        plain = not args and all(given is None or given is False for given in kwargs.values()) and self._plain()
+        out = _by_one_call(self, self.__dict__[STATE], hidden_states, attention_mask) if plain else None
+        if out is not None:
+            return out, None
+        original: Any = super().forward
+        return cast(
+            "tuple[torch.Tensor, torch.Tensor | None]", original(hidden_states, attention_mask, *args, **kwargs)
         )
-        out = out.flatten(2)
-        return (own[parts.output](out) if parts.output else out), None
 
     def _plain(self) -> bool:
         config: Any = self.config
@@ -83,28 +74,38 @@ class OneCall(Dressed):
         )
 
 
-def _made(
-    three: tuple[Any, ...], x: torch.Tensor, mask: torch.Tensor | None, dim: int
+def _by_one_call(module: Any, parts: Parts, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+    """What an attention module makes of its input, by one call; None where the kernels cannot."""
+    own, dim = module._modules, getattr(module, parts.head_size)
+    three = _projections((own[parts.query], own[parts.key], own[parts.value]), x, mask)
+    if three is None or not fit_together(three[0].matrix, three[1].matrix, three[2].matrix, dim):
+        return None
+    scale = getattr(module, "scaling", None) or dim**-0.5
+    out = self_attention(x, *three, dim, mask, scale=scale).flatten(2)
+    return cast("torch.Tensor", own[parts.output](out)) if parts.output else out
+
+
+def _projections(
+    three: tuple[Any, Any, Any], x: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[Projection, Projection, Projection] | None:
-    """The three projections, if one call can compute them of this input now."""
+    """Query, key and value, if the kernels can compute all of them of this input now."""
     if x.dim() != 3 or x.shape[1] < own_attention.FEWEST_QUERIES:
         return None
     if mask is not None and (mask.dim() != 4 or mask.dtype not in (torch.bool, torch.float32)):
         return None
-    tensors: list[torch.Tensor | None] = [mask]
     found = []
     for linear in three:
         if not isinstance(linear, OnKernels) or linear._forward_hooks or linear._forward_pre_hooks:
             return None
-        state, bias = linear._dsee_sparse, linear._parameters["bias"]
-        matrix = linear.packed()
-        if not isinstance(matrix, SparseMatrix) or state.side is not None or state.activation:
+        state, weight, bias = linear._dsee_sparse, cast("torch.Tensor", linear.weight), linear._parameters["bias"]
+        if state.side is not None or state.activation or not kernels_can(x, weight, bias, mask):
             return None
-        tensors += [linear._parameters["weight"], bias]
+        # not before the kernels can: after a change it packs the weight again
+        matrix = linear.packed()
+        if not isinstance(matrix, SparseMatrix):
+            return None
         found.append(Projection(matrix, bias))
     query, key, value = found
-    if not kernels_can(x, three[0].weight, *tensors) or not fit_together(query.matrix, key.matrix, value.matrix, dim):
-        return None
     return query, key, value
 
 
@@ -153,18 +154,14 @@ def _takes(module: nn.Module) -> bool:
 
 def _same(module: Any, parts: Parts) -> bool:
     """Whether one call computes what a module computes, by its values on random numbers."""
-    three = (getattr(module, parts.query), getattr(module, parts.key), getattr(module, parts.value))
-    draw, wide, dim = torch.Generator().manual_seed(0), three[0].packed().shape[1], getattr(module, parts.head_size)
+    draw, wide = torch.Generator().manual_seed(0), getattr(module, parts.query).packed().shape[1]
     x = torch.randn(2, 5, wide, generator=draw)
     mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
     mask[1, ..., 3:] = False
     with torch.inference_mode():
-        made = _made(three, x, mask, dim)
-        if made is None:
+        mine = _by_one_call(module, parts, x, mask)
+        if mine is None:
             return False
-        mine = self_attention(x, *made, dim, mask, scale=getattr(module, "scaling", None) or dim**-0.5).flatten(2)
-        if parts.output:
-            mine = getattr(module, parts.output)(mine)
         try:
             expected = module(x, mask)
         except (TypeError, ValueError, RuntimeError):
