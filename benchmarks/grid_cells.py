@@ -148,7 +148,24 @@ QUICK_WHOLE = [
     )
 ]
 
+#: Ranks that differ by module: more on the pooler, which nothing has trained for this, or on the upper layers.
+_POOLED = replace(QUICK_ALL, targets="all+pooler")
+PATTERNS = _variants(
+    _POOLED,
+    {"rank_pattern": {"pooler.dense": 32}},
+    {"targets": "all", "pooler": True},
+    {"rank_pattern": {"pooler.dense": 8}},
+    {"rank_pattern": {r"encoder\.layer\.5\..*": 4}},
+    {"rank_pattern": {"intermediate.dense": 1, "output.dense": 1}, "r": 4},
+    {"batch": 16},
+    {"lr_head": 4.0},
+    {"weight_decay": 0.1},
+    {"rank_pattern": {"pooler.dense": 32}, "seed": 1},
+    {"seed": 1},
+)
+
 LISTS: dict[str, Listed] = {
+    "patterns": PATTERNS,
     "regular": REGULAR,
     "small-best": SMALL_BEST,
     "slower": SLOWER,

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+import dsee_command as dsee_command_module
 from chain import prepare
 from conftest import sentences, write_csv
 
@@ -216,3 +217,20 @@ def test_a_fault_of_ours_is_one_line_unless_asked_for(dsee_command, monkeypatch,
     monkeypatch.setenv("DSEE_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         dsee_command("inspect", results)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, dsee_command_module.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_sleep_soon_unless_the_user_says_otherwise(given, spins):
+    environment = dict(given)
+    dsee_command_module.share_cores(environment)
+    assert environment.pop("GOMP_SPINCOUNT", None) == spins
+    assert environment == {name: value for name, value in given.items() if name != "GOMP_SPINCOUNT"}
+
+
+def test_the_command_says_so_before_torch_is_loaded(tmp_path):
+    script = "import os, sys, dsee_command as c; c.share_cores = lambda e: print('torch' in sys.modules); c.main()"
+    done = subprocess.run([sys.executable, "-c", script, "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith("False\n"), done.stderr
