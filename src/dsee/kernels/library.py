@@ -84,6 +84,9 @@ class Library:
         loaded.dsee_linear.argtypes = [address, address, address, address, c_int64, c_int32, c_char_p, c_int32]
         loaded.dsee_attend.argtypes = [address, c_char_p, c_int32]
         loaded.dsee_self_attend.argtypes = [address, c_char_p, c_int32]
+        loaded.dsee_encode.argtypes = [address, c_char_p, c_int32]
+        loaded.dsee_encoder_room.argtypes = [c_int32, c_int64, c_int64, c_int64, c_char_p]
+        loaded.dsee_encoder_room.restype = c_int64
         loaded.dsee_int8_run.argtypes = [address, c_char_p, c_int32]
         loaded.dsee_int8_check.argtypes = [address, c_int64, c_int64, c_int64]
         loaded.dsee_int8_can.argtypes = [c_char_p]
@@ -215,6 +218,34 @@ class Library:
         """
         if self._loaded.dsee_self_attend(ctypes.addressof(attention), self._name, threads):
             raise MemoryError("dsee.kernels: no memory for the queries, keys and values of some heads.")
+
+    def encoder_room(self, kind: str, batch: int, tokens: int, width: int) -> int:
+        """Numbers that the hidden states of an encoder take.
+
+        Args:
+            kind: a key of ``KINDS``.
+            batch: sequences.
+            tokens: of each.
+            width: features of a token.
+        """
+        return int(self._loaded.dsee_encoder_room(KINDS[kind], batch, tokens, width, self._name))
+
+    def encode(self, encoder: ctypes.Structure, threads: int) -> None:
+        """Compute an encoder whose parts fit each other.
+
+        Args:
+            encoder: a ``dsee_encoder``.
+            threads: how many threads may share it.
+
+        Raises:
+            InputError: its parts do not fit each other.
+            MemoryError: no memory for a panel.
+        """
+        failed = self._loaded.dsee_encode(ctypes.addressof(encoder), self._name, threads)
+        if failed == 3:
+            raise InputError("Encoder: the layers do not fit each other.")
+        if failed:
+            raise MemoryError("dsee.kernels: no memory for a panel of activations.")
 
     def int8_fault(self, matrix: ctypes.Structure, starts: int, blocks: int, values: int) -> int:
         """A key of ``FAULTS`` if a product could read outside an 8-bit matrix's arrays, else 0.

@@ -47,6 +47,7 @@ class Choices:
             rounding differs.
         attention: "sdpa" (torch's), "dsee" (the kernels') or "" where the model leaves no choice.
         attentions: attention modules whose query, key and value are computed in the same call as attention itself.
+        encoders: stacks of layers that run in one call, from the embeddings to the last layer.
         norms: layer norms that take the sum before them along.
         pairs: feed-forward blocks whose two linears run in one call.
     """
@@ -60,6 +61,7 @@ class Choices:
     attentions: int = 0
     norms: int = 0
     pairs: int = 0
+    encoders: int = 0
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
@@ -88,6 +90,7 @@ class Choices:
             for layer in self.layers
         ]
         others = [f"  attention: {self.attention}"] if self.attention else []
+        others += [f"  whole encoders in one call: {self.encoders}"] if self.encoders else []
         others += [f"  query, key, value and attention in one call: {self.attentions}"] if self.attentions else []
         others += [f"  sum and layer norm in one: {self.norms}"] if self.norms else []
         others += [f"  feed-forward blocks in one call: {self.pairs}"] if self.pairs else []

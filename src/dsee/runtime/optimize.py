@@ -15,21 +15,20 @@ from transformers import PreTrainedModel
 
 from dsee.errors import InputError, OrderError
 from dsee.kernels import from_kernels, library, on_kernels, to_kernels, why_not
-from dsee.kernels.library import KINDS
 from dsee.kernels.linear import CLASSES, PLAIN, STATE, Packed, Way
 from dsee.kernels.two_four import TWO_FOUR, WAY, Compressed, from_two_four, missing, to_two_four, unfit
 from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
 from dsee.runtime import own_attention
-from dsee.runtime.activations import fuse, mapped_layers, unfuse
+from dsee.runtime.activations import fuse, unfuse
+from dsee.runtime.agreement import MARGIN, agree, all_alike
 from dsee.runtime.choices import DENSE, Choice, Choices
 from dsee.runtime.one_call_attention import fuse_attention, unfuse_attention
 from dsee.runtime.pairs import join_pairs, part_pairs
 from dsee.runtime.residual_norm import fuse_norms, unfuse_norms
 from dsee.runtime.side_kernels import register
+from dsee.runtime.whole_encoder import fuse_encoders, unfuse_encoders
 
-#: A sparse way has to win by this share of the dense time, or the layer stays dense.
-MARGIN = 0.03
 #: Attention's share of a model is small, and so is what the whole has to win by it.
 ATTENTION_MARGIN = 0.01
 #: Stored numbers over all from which on no kernel can win.
@@ -39,7 +38,7 @@ SETTLED = 0.01
 #: A race ends after so many times the rounds asked for, settled or not.
 MOST_ROUNDS = 5
 #: How often the two ways of attention take turns.
-ATTENTION_TURNS = 4
+ATTENTION_TURNS = 6
 
 
 def optimize(
@@ -96,10 +95,8 @@ def optimize(
             choices.layers.append(choice)
             if state is not None:
                 packed[name] = state
-        _agree(model, choices, packed)
-        _apply(model, choices, packed)
-        if base is not None and device.type == "cpu":
-            _choose_attention(model, base, inputs, rounds, choices)
+        agree(model, choices, packed)
+        _settle(model, base if device.type == "cpu" else None, inputs, rounds, choices, packed)
         if choices._undo:
             choices.gain = before / _whole(model, inputs, rounds)
         if any(layer.chosen == "int8" for layer in choices.layers):
@@ -110,7 +107,7 @@ def optimize(
         choices.layers = [replace(layer, chosen=DENSE, activation=None) for layer in choices.layers]
         choices.attention = own_attention.STANDARD if choices.attention else ""
         choices.gain, choices.deviation = 1.0, 0.0
-        choices.attentions, choices.norms, choices.pairs = 0, 0, 0
+        choices.attentions, choices.norms, choices.pairs, choices.encoders = 0, 0, 0, 0
     return choices
 
 
@@ -169,33 +166,6 @@ def _choose(
     chosen = best if times[best] < (1 - MARGIN) * times[DENSE] else DENSE
     choice = Choice(name, chosen, times, density, reason=reason)
     return choice, None if chosen == DENSE else twins[chosen].__dict__[STATE]
-
-
-def _agree(model: nn.Module, choices: Choices, packed: dict[str, Packed | Compressed]) -> None:
-    """Let query, key and value of a layer go the way that is fastest for the three together.
-
-    Their shapes are equal and so are their times but for the clock's errors, and only of one kind can they be one call.
-    """
-    names = {id(module): name for name, module in model.named_modules()}
-    known = {choice.name: choice for choice in choices.layers}
-    for view in mapped_layers(model):
-        paths = {names.get(id(view.part(part)), "") for part in view.names("heads")}
-        three = [known[path] for path in paths if path in known]
-        if len(three) < 3 or len({choice.chosen for choice in three}) < 2:
-            continue
-        ways = set.intersection(*(set(choice.times_ms) for choice in three)) & {DENSE, *KINDS}
-        times = {way: sum(choice.times_ms[way] for choice in three) for way in ways}
-        best = min(times, key=times.__getitem__, default=DENSE)
-        if DENSE not in times or any(choice.chosen not in ways for choice in three):
-            continue
-        best = best if times[best] < (1 - MARGIN) * times[DENSE] else DENSE
-        for choice in three:
-            known[choice.name] = replace(choice, chosen=best)
-            if best == DENSE:
-                packed.pop(choice.name, None)
-            elif choice.chosen != best:
-                packed[choice.name] = Packed(cast("Way", best))
-    choices.layers = list(known.values())
 
 
 def _kernel_twins(linear: Any, int8: bool) -> dict[str, Any]:
@@ -273,12 +243,41 @@ def _whole(model: nn.Module, inputs: Mapping[str, torch.Tensor], rounds: int) ->
     return _race(_finished({"model": lambda: model(**inputs)}, device), rounds)["model"]
 
 
+def _settle(
+    model: nn.Module,
+    base: PreTrainedModel | None,
+    inputs: Mapping[str, torch.Tensor],
+    rounds: int,
+    choices: Choices,
+    packed: Mapping[str, Packed | Compressed],
+) -> None:
+    """Apply what was chosen for each layer, or the same way for all of them if as one call that is faster."""
+    _apply(model, choices, packed)
+    if base is None:
+        return
+    took = _choose_attention(model, base, inputs, rounds, choices)
+    alone, alike = choices.layers, all_alike(model, choices.layers)
+    if alike is None:
+        return
+    choices.undo()
+    choices.layers = alike
+    before = {each.name: each.chosen for each in alone}
+    others = {each.name: Packed(cast("Way", each.chosen)) for each in alike if each.chosen != before[each.name]}
+    _apply(model, choices, {**packed, **others})
+    together = _choose_attention(model, base, inputs, rounds, choices)
+    if not choices.encoders or together > (1 - ATTENTION_MARGIN) * took:
+        choices.undo()
+        choices.layers = alone
+        _apply(model, choices, packed)
+        _choose_attention(model, base, inputs, rounds, choices)
+
+
 def _choose_attention(
     model: nn.Module, base: PreTrainedModel, inputs: Mapping[str, torch.Tensor], rounds: int, choices: Choices
-) -> None:
-    """Time the whole model with torch's attention and with the kernels', in turns."""
+) -> float:
+    """Time the whole model with torch's attention and with the kernels', in turns; the better one's time in ms."""
     own_attention.register()
-    fused = fuse_attention(model)
+    fused, encoders = fuse_attention(model), fuse_encoders(model)
     ways = (own_attention.STANDARD, own_attention.NAME)
     times = dict.fromkeys(ways, float("inf"))
     for _ in range(ATTENTION_TURNS):
@@ -288,12 +287,15 @@ def _choose_attention(
     better = times[own_attention.NAME] < (1 - ATTENTION_MARGIN) * times[own_attention.STANDARD]
     choices.attention = ways[better]
     base.set_attn_implementation(choices.attention)
+    choices.attentions, choices.encoders = (len(fused), len(encoders)) if better else (0, 0)
     if not better:
+        unfuse_encoders(encoders)
         unfuse_attention(fused)
-        return
-    choices.attentions = len(fused)
+        return times[own_attention.STANDARD]
     choices._undo.append(partial(unfuse_attention, fused))
+    choices._undo.append(partial(unfuse_encoders, encoders))
     choices._undo.append(partial(base.set_attn_implementation, own_attention.STANDARD))
+    return times[own_attention.NAME]
 
 
 def _apply(model: nn.Module, choices: Choices, packed: Mapping[str, Packed | Compressed]) -> None:

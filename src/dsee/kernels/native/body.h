@@ -246,6 +246,7 @@ static void run(const dsee_part *p, float *scratch) {
 
 #include "pair.h"
 #include "self_attention.h"
+#include "encoder.h"
 
 /* 8-bit products need whole vectors of 256 bits */
 #if defined(__AVX2__) && LANES >= 8
@@ -255,4 +256,4 @@ static void run(const dsee_part *p, float *scratch) {
 #endif
 #define DSEE_PATH(NAME) \
     {NAME, {BLOCK_VECTORS * LANES, WEIGHT_VECTORS * LANES}, run, attend, attention_floats, DSEE_INT8, add_norm, \
-     run_pair, pair_floats, self_attend, self_floats}
+     run_pair, pair_floats, self_attend, self_floats, panels_of, encoder_floats, encoder_enter, encoder_layer}

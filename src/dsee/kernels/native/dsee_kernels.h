@@ -101,6 +101,29 @@ typedef struct {
     float eps;
 } dsee_norm;
 
+/* A layer of an encoder: h = norm1(attention(h) Wo' + bo + h), then h = norm2(act(h W1' + b1) W2' + b2 + h). */
+typedef struct {
+    const dsee_matrix *w[6];  /* query, key, value, o, 1 and 2; of one kind, the first three of one chunk and shape */
+    const float *bias[6];     /* or NULL */
+    const float *gain[2], *shift[2]; /* width */
+    int64_t heads;
+    float eps[2], scale;
+    int32_t activation;
+} dsee_layer;
+
+/* An encoder. `hidden` has room for dsee_encoder_room floats, `context` for batch x tokens x the most columns of a Wo. */
+typedef struct {
+    const dsee_layer *layer;
+    const float *x;           /* batch x tokens x width */
+    float *y, *hidden, *context;
+    const uint8_t *allowed;   /* of attention, as in dsee_attention; the same for every layer */
+    const float *mask;
+    int64_t mask_batch, mask_head, mask_query;
+    int64_t layers, batch, tokens, width;
+    int64_t room;             /* set by the call: tokens that a sequence's panels have room for */
+    int32_t kind;             /* set by the call: of all matrices */
+} dsee_encoder;
+
 /* One instruction set. */
 typedef struct {
     const char *name;
@@ -113,8 +136,13 @@ typedef struct {
     void (*add_norm)(const dsee_norm *n, int64_t token, int64_t tokens);
     void (*run_pair)(const dsee_pair *d, int64_t token, int64_t tokens, float *scratch);
     size_t (*pair_floats)(const dsee_pair *d, int32_t panel);
-    void (*self_attend)(const dsee_self *d, int64_t batch, int64_t first_head, int64_t heads, float *scratch);
+    /* `panels`: the hidden states of the sequence in panels, in place of d->x; or NULL */
+    void (*self_attend)(const dsee_self *d, const float *panels, int64_t batch, int64_t first_head, int64_t heads, float *scratch);
     size_t (*self_floats)(const dsee_self *d, int64_t heads, int32_t panel);
+    int64_t (*panels_of)(int32_t kind, int64_t tokens, int64_t *room);
+    size_t (*encoder_floats)(const dsee_layer *l, int32_t panel);
+    void (*encoder_enter)(const dsee_encoder *e, int64_t batch, int64_t index);
+    void (*encoder_layer)(const dsee_encoder *e, int64_t layer, int64_t batch, int64_t index, float *scratch);
 } dsee_path;
 
 extern const dsee_path dsee_path_baseline, dsee_path_avx2, dsee_path_avx2_vnni, dsee_path_avx512, dsee_path_avx512_vnni,
@@ -146,6 +174,10 @@ PUBLIC int32_t dsee_linears(const dsee_matrix *first, const float *first_bias, i
 PUBLIC int32_t dsee_attend(const dsee_attention *a, const char *path, int32_t threads); /* as dsee_run; 3: no such heads */
 /* as dsee_run; 3: the parts do not fit each other */
 PUBLIC int32_t dsee_self_attend(const dsee_self *d, const char *path, int32_t threads);
+/* floats that `hidden` of an encoder needs; 0: unknown path or nothing to compute */
+PUBLIC int64_t dsee_encoder_room(int32_t kind, int64_t batch, int64_t tokens, int64_t width, const char *path);
+/* as dsee_run; 3: the parts do not fit each other */
+PUBLIC int32_t dsee_encode(dsee_encoder *e, const char *path, int32_t threads);
 /* 0: sound */
 PUBLIC int32_t dsee_int8_check(const dsee_int8 *d, int64_t starts, int64_t blocks, int64_t values);
 PUBLIC int32_t dsee_int8_run(const dsee_int8 *d, const char *path, int32_t threads); /* as dsee_run; 3: not on this path */

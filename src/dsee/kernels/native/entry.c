@@ -199,6 +199,8 @@ int32_t dsee_attend(const dsee_attention *a, const char *name, int32_t threads) 
 typedef struct {
     const dsee_self *attention;
     const dsee_path *path;
+    const float *hidden;  /* panels of all sequences, or NULL */
+    int64_t stride;       /* floats from one sequence's to the next one's */
     int64_t groups, step; /* groups of heads, heads of a group */
     int32_t failed;
 } selves;
@@ -210,31 +212,125 @@ static void some_heads(void *argument, int64_t i) {
     int64_t heads = left < all->step ? left : all->step;
     float *scratch = dsee_scratch(all->path->self_floats(d, heads, all->path->panel[d->w[0]->kind]));
     if (scratch)
-        all->path->self_attend(d, i / all->groups, first, heads, scratch);
+        all->path->self_attend(d, all->hidden ? all->hidden + i / all->groups * all->stride : NULL, i / all->groups,
+                               first, heads, scratch);
     else
         all->failed = 1;
 }
 
-int32_t dsee_self_attend(const dsee_self *d, const char *name, int32_t threads) {
-    const dsee_attention *a = &d->attention;
-    selves all = {d, called(name), 1, 0, 0};
-    if (!all.path) return 1;
-    if (a->heads < 1 || a->dim < 4 || a->dim % 4 || a->kv_heads != a->heads || a->queries != a->keys) return 3;
-    for (int m = 0; m < 3; m++) {
-        const dsee_matrix *w = d->w[m];
-        if (w->kind != d->w[0]->kind || w->chunk != d->w[0]->chunk || w->columns != d->w[0]->columns) return 3;
-        if (w->rows != a->heads * a->dim) return 3;
-    }
-    if (a->batch < 1 || a->keys < 1) return 0;
-    /* each group makes its own panels of x, so there are no more groups than threads want, and than fit a cache */
+/* Groups of heads. Each makes its own panels of x, so there are no more of them than threads want, and than fit a cache. */
+static void group_heads(selves *all, int32_t threads) {
+    const dsee_attention *a = &all->attention->attention;
     int64_t wanted = threads > 1 && a->batch < 2 * threads ? (2 * threads + a->batch - 1) / a->batch : 1;
     int64_t most = DSEE_SELF_FLOATS / (3 * a->dim * a->keys);
-    all.step = (a->heads + wanted - 1) / wanted;
-    if (most < all.step) all.step = most < 1 ? 1 : most;
-    all.groups = (a->heads + all.step - 1) / all.step;
+    all->step = (a->heads + wanted - 1) / wanted;
+    if (most < all->step) all->step = most < 1 ? 1 : most;
+    all->groups = (a->heads + all->step - 1) / all->step;
     /* as even as they go */
-    all.step = (a->heads + all.groups - 1) / all.groups;
-    dsee_parallel(a->batch * all.groups, threads, some_heads, &all);
+    all->step = (a->heads + all->groups - 1) / all->groups;
+}
+
+static int three_fit(const dsee_self *d) {
+    const dsee_attention *a = &d->attention;
+    if (a->heads < 1 || a->dim < 4 || a->dim % 4 || a->kv_heads != a->heads || a->queries != a->keys) return 0;
+    for (int m = 0; m < 3; m++) {
+        const dsee_matrix *w = d->w[m];
+        if (w->kind != d->w[0]->kind || w->chunk != d->w[0]->chunk || w->columns != d->w[0]->columns) return 0;
+        if (w->rows != a->heads * a->dim) return 0;
+    }
+    return 1;
+}
+
+int32_t dsee_self_attend(const dsee_self *d, const char *name, int32_t threads) {
+    selves all = {d, called(name), NULL, 0, 1, 0, 0};
+    if (!all.path) return 1;
+    if (!three_fit(d)) return 3;
+    if (d->attention.batch < 1 || d->attention.keys < 1) return 0;
+    group_heads(&all, threads);
+    dsee_parallel(d->attention.batch * all.groups, threads, some_heads, &all);
+    return all.failed ? 2 : 0;
+}
+
+int64_t dsee_encoder_room(int32_t kind, int64_t batch, int64_t tokens, int64_t width, const char *name) {
+    const dsee_path *path = called(name);
+    int64_t room = 0;
+    if (!path || batch < 1 || tokens < 1 || (kind != DSEE_BLOCKS && kind != DSEE_WEIGHTS)) return 0;
+    path->panels_of(kind, tokens, &room);
+    return batch * room * width;
+}
+
+typedef struct {
+    const dsee_encoder *encoder;
+    const dsee_path *path;
+    selves *heads; /* of the layer */
+    int64_t layer, panels;
+    int32_t failed;
+} encoding;
+
+static void enter_panel(void *argument, int64_t i) {
+    encoding *all = argument;
+    all->path->encoder_enter(all->encoder, i / all->panels, i % all->panels);
+}
+
+static void layer_panel(void *argument, int64_t i) {
+    encoding *all = argument;
+    const dsee_encoder *e = all->encoder;
+    float *scratch = dsee_scratch(all->path->encoder_floats(e->layer + all->layer, all->path->panel[e->kind]));
+    if (scratch)
+        all->path->encoder_layer(e, all->layer, i / all->panels, i % all->panels, scratch);
+    else
+        all->failed = 1;
+}
+
+/* A sequence's attention and then the rest of the layer, while its hidden states are in the cache. */
+static void layer_sequence(void *argument, int64_t batch) {
+    encoding *all = argument;
+    for (int64_t i = 0; i < all->heads->groups; i++) some_heads(all->heads, batch * all->heads->groups + i);
+    for (int64_t i = 0; i < all->panels; i++) layer_panel(all, batch * all->panels + i);
+}
+
+static dsee_self attention_of(const dsee_encoder *e, int64_t layer) {
+    const dsee_layer *l = e->layer + layer;
+    int64_t heads = l->heads < 1 ? 1 : l->heads, rows = l->w[0]->rows, dim = rows / heads;
+    dsee_attention a = {.out = e->context, .allowed = e->allowed, .bias = e->mask, .batch = e->batch, .heads = heads,
+                        .kv_heads = heads, .queries = e->tokens, .keys = e->tokens, .dim = dim,
+                        .out_batch = e->tokens * rows, .out_head = dim, .out_token = rows, .mask_batch = e->mask_batch,
+                        .mask_head = e->mask_head, .mask_query = e->mask_query, .scale = l->scale};
+    return (dsee_self){a, {l->w[0], l->w[1], l->w[2]}, {l->bias[0], l->bias[1], l->bias[2]}, NULL};
+}
+
+static int layer_fits(const dsee_encoder *e, int64_t layer) {
+    const dsee_matrix *const *w = e->layer[layer].w;
+    dsee_self d = attention_of(e, layer);
+    for (int m = 0; m < 6; m++)
+        if (w[m]->kind != e->layer[0].w[0]->kind) return 0;
+    return e->layer[layer].heads >= 1 && three_fit(&d) && w[0]->columns == e->width && w[3]->columns == w[0]->rows &&
+           w[3]->rows == e->width && w[4]->columns == e->width && w[5]->columns == w[4]->rows && w[5]->rows == e->width;
+}
+
+int32_t dsee_encode(dsee_encoder *e, const char *name, int32_t threads) {
+    encoding all = {e, called(name), NULL, 0, 0, 0};
+    if (!all.path) return 1;
+    if (e->layers < 1) return 3;
+    for (int64_t i = 0; i < e->layers; i++)
+        if (!layer_fits(e, i)) return 3;
+    if (e->batch < 1 || e->tokens < 1) return 0;
+    e->kind = e->layer[0].w[0]->kind;
+    all.panels = all.path->panels_of(e->kind, e->tokens, &e->room);
+    dsee_parallel(e->batch * all.panels, threads, enter_panel, &all);
+    for (; all.layer < e->layers && !all.failed; all.layer++) {
+        dsee_self d = attention_of(e, all.layer);
+        selves heads = {&d, all.path, e->hidden, e->room * e->width, 1, 0, 0};
+        all.heads = &heads;
+        group_heads(&heads, threads);
+        if (threads < 2 || e->batch >= 2 * threads)
+            dsee_parallel(e->batch, threads, layer_sequence, &all);
+        else {
+            dsee_parallel(e->batch * heads.groups, threads, some_heads, &heads);
+            dsee_parallel(e->batch * all.panels, threads, layer_panel, &all);
+        }
+        all.failed |= heads.failed;
+    }
     return all.failed ? 2 : 0;
 }
 

@@ -41,15 +41,16 @@ static void to_value_tiles(const float *part, int64_t P, int64_t n, int64_t dim,
         transpose(part, P, dim - f < TILE ? dim - f : TILE, n, vt + at * TILE, TILE);
 }
 
-/* Heads first_head to first_head + heads of one sequence. */
-static void self_attend(const dsee_self *d, int64_t batch, int64_t first_head, int64_t heads, float *scratch) {
+/* Heads first_head to first_head + heads of one sequence. Its hidden states are rows of d->x, or `hidden`: panels of all
+ * their columns, one after the other, of the widths that are chosen here. */
+static void self_attend(const dsee_self *d, const float *hidden, int64_t batch, int64_t first_head, int64_t heads,
+                        float *scratch) {
     const dsee_attention *a = &d->attention;
     const dsee_matrix *w = d->w[0];
     int64_t keys = a->keys, padded = tiles(keys) * TILE, dim = a->dim, wide = tiles(dim) * TILE;
     int64_t rows = heads * dim, row = first_head * dim, tall = w->kind == DSEE_BLOCKS ? 4 : 1, ldq = query_stride(padded);
     float *bias = scratch, *q = bias + 3 * rows, *kt = q + rows * ldq, *vt = kt + rows * padded;
     float *s = vt + heads * keys * wide, *o = s + QUERIES * padded, *part = o + QUERIES * wide;
-    const float *x = d->x + batch * keys * w->columns;
     for (int m = 0; m < 3; m++) fill(d->bias[m] ? d->bias[m] + row : NULL, rows, rows, bias + m * rows);
     if (wide > dim) memset(vt, 0, sizeof(float) * (size_t)(heads * keys * wide));
     if (padded > keys)
@@ -60,10 +61,12 @@ static void self_attend(const dsee_self *d, int64_t batch, int64_t first_head, i
         float *panel = part + 3 * rows * P;
         for (int64_t at = 0, c = 0; at < w->columns; at += w->chunk, c++) {
             int64_t across = w->columns - at < w->chunk ? w->columns - at : w->chunk;
-            to_panel(x + token * w->columns + at, w->columns, n, across, panel, P);
+            const float *in = hidden ? hidden + at * P : panel;
+            if (!hidden) to_panel(d->x + (batch * keys + token) * w->columns + at, w->columns, n, across, panel, P);
             for (int m = 0; m < 3; m++)
-                now->run(d->w[m], c, row / tall, (row + rows) / tall, panel, c ? NULL : bias + m * rows, part + m * rows * P);
+                now->run(d->w[m], c, row / tall, (row + rows) / tall, in, c ? NULL : bias + m * rows, part + m * rows * P);
         }
+        if (hidden) hidden += w->columns * P;
         for (int64_t r = 0; DSEE_LAYOUT && r < rows; r++) memcpy(q + r * ldq + token, part + r * P, sizeof(float) * (size_t)n);
         for (int64_t h = 0; h < heads; h++) {
             to_key_tiles(part + (rows + h * dim) * P, P, n, dim, token, kt + h * padded * dim);

@@ -1,0 +1,281 @@
+"""Whole encoders in one call, inside models."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import dsee
+from behaviours.families import ALL
+from conftest import batch, logits, tiny_bert
+from dsee.kernels import from_kernels, library, to_kernels
+from dsee.kernels.encoder import Encoder
+from dsee.kernels.linear import CLASSES
+from dsee.runtime import own_attention
+from dsee.runtime.activations import fuse
+from dsee.runtime.agreement import all_alike
+from dsee.runtime.choices import Choice
+from dsee.runtime.whole_encoder import WholeEncoder, fuse_encoders, unfuse_encoders
+
+pytestmark = pytest.mark.skipif(library() is None, reason="the kernels are not compiled here")
+#: Families whose layers end both halves by the norm of a sum.
+PLAIN = {"bert", "roberta", "electra", "distilbert"}
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def sparse(model, kind="blocks", rule=None):
+    """The model with every linear on the kernels, and its attention."""
+    dsee.prune(model, rule or dsee.Blocks(0.6, score="weight"))
+    for module in list(model.modules()):
+        if type(module) in CLASSES:
+            to_kernels(module, kind)
+    fuse(model)
+    base = own_attention.base_of(model)
+    own_attention.register()
+    if base is not None:
+        base.set_attn_implementation(own_attention.NAME)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Few tokens are not shared among threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """One entry for each encoder that is computed in one call."""
+    made, real = [], Encoder.__call__
+    monkeypatch.setattr(Encoder, "__call__", lambda *a: made.append(1) or real(*a))
+    return made
+
+
+@pytest.fixture
+def fused():
+    """A small BERT whose encoder is one call, and its logits before."""
+    model = sparse(tiny_bert().eval())
+    with torch.inference_mode():
+        before = logits(model)
+    assert len(fuse_encoders(model)) == 1
+    return model, before
+
+
+@pytest.mark.parametrize("family", ALL.values(), ids=list(ALL))
+def test_every_family_keeps_its_logits(family, calls):
+    model = sparse(family.base().eval())
+    classes = [type(module) for module in model.modules()]
+    with torch.inference_mode():
+        before = family.logits(model)
+        found = fuse_encoders(model)
+        assert bool(found) == (model.config.model_type in PLAIN)
+        calls.clear()
+        close(family.logits(model), before)
+        assert len(calls) == len(found)
+        unfuse_encoders(found)
+        assert [type(module) for module in model.modules()] == classes
+        assert torch.equal(family.logits(model), before)
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN))
+def test_layers_may_differ_in_heads_and_neurons(name, calls):
+    model = ALL[name].base().eval()
+    dsee.prune(model, dsee.Heads(0.5, score="weight"), dsee.Neurons(0.4, score="weight", scope="global"))
+    sparse(model)
+    with torch.inference_mode():
+        before = ALL[name].logits(model)
+        assert fuse_encoders(model)
+        calls.clear()
+        close(ALL[name].logits(model), before)
+    assert calls
+
+
+def test_single_weights_fit_too(calls):
+    model = sparse(tiny_bert().eval(), "weights", dsee.Weights(0.6, score="weight"))
+    with torch.inference_mode():
+        before = logits(model)
+        assert fuse_encoders(model)
+        calls.clear()
+        close(logits(model), before)
+    assert calls
+
+
+def test_it_is_one_call_only_where_nothing_more_is_asked(fused, calls):
+    model, before = fused
+    layer = model.bert.encoder.layer[0]
+
+    def called(expected):
+        calls.clear()
+        with torch.inference_mode():
+            close(logits(model), before)
+        assert len(calls) == expected
+
+    called(1)
+    # gradients are asked for
+    calls.clear()
+    close(model(**batch()).logits.detach(), before)
+    assert not calls
+    # somebody looks inside
+    shapes = []
+    hook = layer.intermediate.register_forward_hook(lambda _, args, out: shapes.append(out.shape[-1]))
+    called(0)
+    assert shapes
+    hook.remove()
+    # one linear is no longer on the kernels, or of another kind
+    linear = layer.attention.output.dense
+    from_kernels(linear)
+    called(0)
+    to_kernels(linear, "weights")
+    called(0)
+    from_kernels(linear)
+    to_kernels(linear, "blocks")
+    called(1)
+    # another attention is asked for
+    for other in ("sdpa", "eager"):
+        model.set_attn_implementation(other)
+        called(0)
+    model.set_attn_implementation(own_attention.NAME)
+    called(1)
+    # three threads have too little to share
+    torch.set_num_threads(3)
+    called(0)
+
+
+def test_many_sentences_are_shared_among_threads(fused, calls):
+    model, _ = fused
+    many = {name: tensor.repeat(50, 1) for name, tensor in batch().items()}
+    with torch.inference_mode():
+        alone = model(**many).logits
+        torch.set_num_threads(2)
+        assert torch.equal(model(**many).logits, alone)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["attention.output.dense.weight", "output.LayerNorm.bias", "intermediate.dense.bias"])
+def test_what_changes_is_seen(fused, calls, name):
+    model, before = fused
+    with torch.inference_mode():
+        logits(model)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].get_parameter(name).mul_(-2.0)
+    with torch.inference_mode():
+        changed = logits(model)
+        assert calls
+        model.set_attn_implementation("sdpa")
+        close(changed, logits(model))
+    assert name.endswith("bias") or not torch.allclose(changed, before, rtol=1e-3)
+
+
+def test_all_hidden_states_are_still_given(fused):
+    model, _ = fused
+    with torch.inference_mode():
+        found = model(**batch(), output_hidden_states=True).hidden_states
+        model.set_attn_implementation("sdpa")
+        expected = model(**batch(), output_hidden_states=True).hidden_states
+    assert len(found) == len(expected) == model.config.num_hidden_layers + 1
+    for one, two in zip(found, expected, strict=True):
+        close(one, two)
+
+
+def test_a_tuple_is_returned_where_it_is_asked_for(fused):
+    model, before = fused
+    with torch.inference_mode():
+        close(model(**batch(), return_dict=False)[0], before)
+
+
+def test_training_is_what_it_was():
+    plain = sparse(tiny_bert())
+    other = copy.deepcopy(plain).eval()
+    assert fuse_encoders(other)
+    for model in (plain, other):
+        model.train()
+        torch.manual_seed(0)
+        model(**batch(), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+    for one, two in zip(plain.parameters(), other.parameters(), strict=True):
+        assert (one.grad is None and two.grad is None) or torch.equal(one.grad, two.grad)
+
+
+def test_copies_and_pickles_stay_so(fused, calls):
+    model, before = fused
+    with torch.inference_mode():
+        logits(model)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert isinstance(again.bert.encoder, WholeEncoder)
+        calls.clear()
+        with torch.inference_mode():
+            close(logits(again), before)
+            assert calls
+            # its own layers, and its own config
+            again.bert.encoder.layer[0].output.dense.weight.mul_(-3.0)
+            again.set_attn_implementation("sdpa")
+            calls.clear()
+            assert not torch.allclose(logits(again), before, rtol=1e-3)
+            assert not calls
+            close(logits(model), before)
+            assert calls
+
+
+def test_a_layer_that_computes_something_else_is_left_alone():
+    model = sparse(tiny_bert().eval())
+    first = model.bert.encoder.layer[0]
+
+    class Louder(type(first)):
+        def feed_forward_chunk(self, attention_output):
+            return 2 * super().feed_forward_chunk(attention_output)
+
+    first.__class__ = Louder
+    assert not fuse_encoders(model)
+
+
+def test_it_compiles(fused):
+    model, before = fused
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.inference_mode():
+        close(logits(compiled), before)
+
+
+def test_optimize_takes_it_and_undoes_it(calls):
+    model = tiny_bert(hidden_size=256, intermediate_size=1024).eval()
+    dsee.prune(model, dsee.Blocks(0.9, score="weight"))
+    with torch.inference_mode():
+        before = logits(model)
+        choices = dsee.optimize(model, batch())
+        calls.clear()
+        close(logits(model), before)
+        # what is faster is this machine's business; what is said has to be what is done
+        assert len(calls) == choices.encoders
+        assert ("whole encoders in one call: 1" in str(choices)) == bool(choices.encoders)
+        choices.undo()
+        assert not any(isinstance(module, WholeEncoder) for module in model.modules())
+        assert torch.equal(logits(model), before)
+
+
+def test_layers_agree_on_the_kind_that_is_fastest_for_all():
+    model = tiny_bert()
+    names = [name for name, module in model.named_modules() if type(module) in CLASSES]
+    inside = [name for name in names if ".layer." in name]
+    times = {"dense": 1.0, "blocks": 0.5, "weights": 0.6}
+    choices = [Choice(name, "blocks", dict(times), {"blocks": 0.5, "weights": 0.5}) for name in names]
+    assert all_alike(model, choices) is None
+    choices[0] = Choice(choices[0].name, "dense", {**times, "blocks": 1.1}, {"blocks": 0.5, "weights": 0.5})
+    found = all_alike(model, choices)
+    assert {each.chosen for each in found if each.name in inside} == {"blocks"}
+    # one that was not tried on any kernel
+    choices[1] = Choice(choices[1].name, "dense", {"dense": 1.0}, {})
+    assert all_alike(model, choices) is None
+    assert all_alike(model, []) is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_other_layouts_have_nothing_to_agree_on(name):
+    model = ALL[name].base()
+    names = [name for name, module in model.named_modules() if type(module) in CLASSES]
+    choices = [Choice(name, "dense", {"dense": 1.0, "blocks": 0.5}, {"blocks": 0.5}) for name in names]
+    assert all_alike(model, choices) is None
