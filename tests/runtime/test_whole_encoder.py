@@ -150,11 +150,25 @@ def test_it_is_one_call_only_where_nothing_more_is_asked(fused, calls):
 
 def test_many_sentences_are_shared_among_threads(fused, calls):
     model, _ = fused
-    many = {name: tensor.repeat(50, 1) for name, tensor in batch().items()}
+    many = batch(50, 16)
     with torch.inference_mode():
         alone = model(**many).logits
         torch.set_num_threads(2)
         assert torch.equal(model(**many).logits, alone)
+    assert len(calls) == 2
+
+
+def test_several_short_sentences_go_together_layer_by_layer(fused, calls):
+    model, _ = fused
+    # where this machine's panels would be filled badly, and where they are full
+    room = {n: library().encoder_room("blocks", 1, n, 1) for n in range(4, 16)}
+    loose = next(n for n in room if 8 * room[n] > 9 * n)
+    full = next(n for n in room if room[n] == n)
+    with torch.inference_mode():
+        model(**batch(4, loose))
+        assert not calls
+        model(**batch(1, loose))
+        model(**batch(4, full))
     assert len(calls) == 2
 
 
