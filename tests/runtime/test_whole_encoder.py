@@ -9,7 +9,7 @@ import torch
 import dsee
 from behaviours.families import ALL
 from conftest import batch, logits, tiny_bert
-from dsee.kernels import from_kernels, library, to_kernels
+from dsee.kernels import encoder, from_kernels, library, to_kernels
 from dsee.kernels.encoder import Encoder
 from dsee.kernels.linear import CLASSES
 from dsee.runtime import own_attention
@@ -41,9 +41,14 @@ def sparse(model, kind="blocks", rule=None):
     return model
 
 
+#: As the module has it.
+FULLEST = encoder.FULLEST
+
+
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Few tokens are not shared among threads."""
+def always_worth_it(monkeypatch):
+    """Few tokens are not shared among threads, and how full their panels are is the machine's business."""
+    monkeypatch.setattr(encoder, "FULLEST", 0.0)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -158,8 +163,9 @@ def test_many_sentences_are_shared_among_threads(fused, calls):
     assert len(calls) == 2
 
 
-def test_several_short_sentences_go_together_layer_by_layer(fused, calls):
+def test_several_short_sentences_go_together_layer_by_layer(fused, calls, monkeypatch):
     model, _ = fused
+    monkeypatch.setattr(encoder, "FULLEST", FULLEST)
     # where this machine's panels would be filled badly, and where they are full
     room = {n: library().encoder_room("blocks", 1, n, 1) for n in range(4, 16)}
     loose = next(n for n in room if 8 * room[n] > 9 * n)
