@@ -82,13 +82,14 @@ def main() -> None:
                         chosen.undo()
                     share, undisturbed = (1 - times["rest"] / times["model"] for times in (seconds, least))
                     row = {"shape": shape, "zeros": zeros, "batch": batch, "sequence": sequence}
-                    row |= {"attentions": chosen.attentions, "pairs": chosen.pairs}
+                    row |= {"encoders": chosen.encoders, "attentions": chosen.attentions, "pairs": chosen.pairs}
                     found.append(
                         row | {"model_ms": 1e3 * seconds["model"], "layout_share": share, "least": undisturbed}
                     )
                     print(
-                        f"{shape} blocks {zeros:.0%}, {batch} x {sequence}: {chosen.attentions} attentions and "
-                        f"{chosen.pairs} feed-forward blocks in one call, {1e3 * seconds['model']:.1f} ms, "
+                        f"{shape} blocks {zeros:.0%}, {batch} x {sequence}: "
+                        + ("whole encoder" if chosen.encoders else f"{chosen.attentions} attentions")
+                        + f" in one call, {1e3 * seconds['model']:.1f} ms, "
                         f"layout {share:.1%}, by least times {undisturbed:.1%}",
                         flush=True,
                     )

@@ -66,6 +66,7 @@ class Layers:
         self.architecture, self.name, self.config, self.output = architecture, name, config, output
         self._found: list[Parts] = []
         self._key: tuple[Any, ...] = ()
+        self._held: tuple[Any, ...] = ()
         self._encoder: Encoder | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -105,7 +106,8 @@ class Layers:
                 tensors += [norm.weight, norm.bias]
         key = (*map(id, matrices), *(None if t is None else t.data_ptr() for t in tensors))
         if key != self._key:
-            self._encoder, self._key = self._made(matrices), key
+            # what the key's numbers stand for is kept, or something new could lie where it lay
+            self._encoder, self._key, self._held = self._made(matrices), key, (matrices, tensors)
         return self._encoder
 
     def _parts(self, layer: nn.Module) -> Parts:
