@@ -193,6 +193,54 @@ def test_what_changes_is_seen(fused, calls, name):
     assert name.endswith("bias") or not torch.allclose(changed, before, rtol=1e-3)
 
 
+def test_what_is_replaced_is_seen(fused, calls):
+    model, before = fused
+    layer = model.bert.encoder.layer[0]
+
+    class Doubled(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    with torch.inference_mode():
+        logits(model)
+        calls.clear()
+        # an adapter put around a linear, say
+        layer.attention.output.dense = Doubled(layer.attention.output.dense)
+        assert not torch.allclose(logits(model), before, rtol=1e-3)
+        assert not calls
+        layer.attention.output.dense = layer.attention.output.dense.inner
+        close(logits(model), before)
+        assert calls
+        # a layer less
+        del model.bert.encoder.layer[1]
+        shorter = logits(model)
+        assert not torch.allclose(shorter, before, rtol=1e-3)
+        model.set_attn_implementation("sdpa")
+        close(shorter, logits(model))
+
+
+def test_a_norm_of_other_numbers_is_seen(fused, calls):
+    model, before = fused
+    norm = model.bert.encoder.layer[0].output.LayerNorm
+    with torch.inference_mode():
+        norm.eps = 10.0
+        changed = logits(model)
+        assert calls
+        assert not torch.allclose(changed, before, rtol=1e-3)
+        model.set_attn_implementation("sdpa")
+        close(changed, logits(model))
+        model.set_attn_implementation(own_attention.NAME)
+        norm.weight = None
+        norm.bias = None
+        calls.clear()
+        logits(model)
+        assert not calls
+
+
 def test_all_hidden_states_are_still_given(fused):
     model, _ = fused
     with torch.inference_mode():

@@ -36,12 +36,14 @@ class Parts(NamedTuple):
         norms: layer norms, in their order.
         attention: the module that holds the head size.
         inside: all of them.
+        places: each of them but the layer itself: the children among whom it is, its name there, and the module.
     """
 
     linears: list[Any]
     norms: list[nn.LayerNorm]
     attention: Any
     inside: list[nn.Module]
+    places: list[tuple[dict[str, nn.Module | None], str, nn.Module]]
 
 
 class Layers:
@@ -81,7 +83,7 @@ class Layers:
             x: its input.
             mask: of attention.
         """
-        if not self._found:
+        if not self._still(module):
             self._found = [self._parts(layer) for layer in cast("Any", module)._modules[self.name]]
         matrices: list[SparseMatrix] = []
         tensors: list[torch.Tensor | None] = []
@@ -101,19 +103,29 @@ class Layers:
                 matrices.append(matrix)
                 tensors.append(own["bias"])
             for norm in parts.norms:
-                if not kernels_can(x, norm.weight, norm.bias):
+                if norm.weight is None or not kernels_can(x, norm.weight, norm.bias):
                     return None
                 tensors += [norm.weight, norm.bias]
-        key = (*map(id, matrices), *(None if t is None else t.data_ptr() for t in tensors))
+        numbers = (norm.eps for parts in self._found for norm in parts.norms)
+        key = (*map(id, matrices), *(None if t is None else t.data_ptr() for t in tensors), *numbers)
         if key != self._key:
             # what the key's numbers stand for is kept, or something new could lie where it lay
             self._encoder, self._key, self._held = self._made(matrices), key, (matrices, tensors)
         return self._encoder
 
+    def _still(self, module: nn.Module) -> bool:
+        """Whether the layers are those that were looked at: somebody may have put an adapter around one of them."""
+        layers: Any = module._modules[self.name]
+        return len(layers) == len(self._found) and all(
+            parts.inside[0] is layer and all(among.get(name) is child for among, name, child in parts.places)
+            for parts, layer in zip(self._found, layers, strict=True)
+        )
+
     def _parts(self, layer: nn.Module) -> Parts:
         view, inside = LayerView(0, layer, self.architecture), list(layer.modules())
         norms = [each for each in inside if isinstance(each, nn.LayerNorm)]
-        return Parts([view.part(name) for name in LINEARS], norms, view.part("attention"), inside)
+        places = [(m._modules, name, child) for m in inside for name, child in m._modules.items() if child is not None]
+        return Parts([view.part(name) for name in LINEARS], norms, view.part("attention"), inside, places)
 
     def _made(self, matrices: list[SparseMatrix]) -> Encoder | None:
         layers = []
@@ -127,7 +139,9 @@ class Layers:
 
     def _layer(self, parts: Parts, matrices: list[SparseMatrix]) -> EncoderLayer | None:
         states = [linear._dsee_sparse for linear in parts.linears]
-        if len(parts.norms) != 2 or any(state.activation for state in (*states[:4], states[5])):
+        if len(parts.norms) != 2 or any(norm.bias is None for norm in parts.norms):
+            return None
+        if any(state.activation for state in (*states[:4], states[5])):
             return None
         biases = [linear._parameters["bias"] for linear in parts.linears]
         norms = [Norm(norm.weight, norm.bias, norm.eps) for norm in parts.norms]
