@@ -201,12 +201,31 @@ def test_steps_that_change_layers_ask_for_undo_first(kernels_win):
 
 
 @needs_kernels
-def test_a_model_without_zeros_stays_dense():
+def test_a_model_without_zeros_stays_dense_on_a_long_input():
     model = tiny_bert()
-    choices = dsee.optimize(model, batch())
+    choices = dsee.optimize(model, batch(8, 20))
     assert on_kernels(model) == {}
     assert {layer.chosen for layer in choices.layers} == {"dense"}
     assert choices.summary.startswith("0 of 20 linear layers")
+
+
+@needs_kernels
+@pytest.mark.parametrize(("name", "tried"), [("bert", True), ("distilbert", True), ("gpt2", False), ("llama", False)])
+def test_an_encoder_without_zeros_is_tried_on_a_short_input(kernels_win, name, tried):
+    model = ALL[name].base().eval()
+    with torch.no_grad():
+        before = ALL[name].logits(model)
+        choices = dsee.optimize(model, ALL[name].batch())
+        inside = [layer for layer in choices.layers if ".layer." in layer.name or ".layers." in layer.name]
+        if tried:
+            assert {layer.chosen for layer in inside} == {"blocks"}
+            assert all(set(layer.times_ms) == {"dense", "blocks"} for layer in inside)
+            assert {layer.chosen for layer in choices.layers if layer not in inside} <= {"dense"}
+        else:
+            assert on_kernels(model) == {}
+        torch.testing.assert_close(ALL[name].logits(model), before, rtol=1e-4, atol=1e-5)
+        choices.undo()
+        assert torch.equal(ALL[name].logits(model), before)
 
 
 @needs_kernels
@@ -462,7 +481,7 @@ def test_8_bits_only_on_request_and_with_the_deviation(monkeypatch):
     model = tiny_bert()
     before = logits(model)
     assert not on_kernels(model)
-    plain = dsee.optimize(model, batch())
+    plain = dsee.optimize(model, batch(8, 20))
     assert {layer.chosen for layer in plain.layers} == {"dense"}
     assert plain.deviation == 0.0
     plain.undo()

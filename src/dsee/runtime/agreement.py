@@ -65,9 +65,8 @@ def all_alike(model: nn.Module, choices: Sequence[Choice]) -> list[Choice] | Non
     Returns:
         Choices in the same order; None where they are alike already, or a layer has no such way.
     """
-    names = {id(module): name for name, module in model.named_modules()}
     known = {choice.name: choice for choice in choices}
-    inside = [path for view in mapped_layers(model) for path in _linears(view, names)]
+    inside = encoder_linears(model)
     if not inside or any(path not in known for path in inside):
         return None
     ways = set.intersection(*(set(known[path].times_ms) for path in inside)) & set(KINDS)
@@ -77,8 +76,18 @@ def all_alike(model: nn.Module, choices: Sequence[Choice]) -> list[Choice] | Non
         best = "blocks"
     if best is None or all(known[path].chosen == best for path in inside):
         return None
-    wanted = set(inside)
-    return [replace(choice, chosen=best) if choice.name in wanted else choice for choice in choices]
+    return [replace(choice, chosen=best) if choice.name in inside else choice for choice in choices]
+
+
+def encoder_linears(model: nn.Module) -> set[str]:
+    """Return the paths of all linears of a model's layers; none where the layers have other parts than an encoder's.
+
+    Args:
+        model: any model.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    found = {path for view in mapped_layers(model) for path in _linears(view, names)}
+    return set() if "" in found else found
 
 
 def _linears(view: LayerView, names: dict[int, str]) -> list[str]:

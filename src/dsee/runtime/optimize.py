@@ -21,7 +21,7 @@ from dsee.measure.sample import longest_input, sample_inputs
 from dsee.modes import evaluating
 from dsee.runtime import own_attention
 from dsee.runtime.activations import fuse, unfuse
-from dsee.runtime.agreement import MARGIN, agree, all_alike
+from dsee.runtime.agreement import MARGIN, agree, all_alike, encoder_linears
 from dsee.runtime.choices import DENSE, Choice, Choices
 from dsee.runtime.one_call_attention import fuse_attention, unfuse_attention
 from dsee.runtime.pairs import join_pairs, part_pairs
@@ -31,8 +31,11 @@ from dsee.runtime.whole_encoder import fuse_encoders, unfuse_encoders
 
 #: Attention's share of a model is small, and so is what the whole has to win by it.
 ATTENTION_MARGIN = 0.01
-#: Stored numbers over all from which on no kernel can win.
+#: Stored numbers over all from which on no kernel can win by itself.
 DENSEST = 0.9
+#: Tokens of a sample up to which an encoder's dense layers are tried too: not for their zeros, but because PyTorch's
+#: product is slow for few tokens, and an encoder in one call has none of what each operation costs there.
+SHORT = 64
 #: A time that falls by less than this share has settled.
 SETTLED = 0.01
 #: A race ends after so many times the rounds asked for, settled or not.
@@ -49,7 +52,8 @@ def optimize(
     Dense and sparse products are timed in turns on what each layer sees of the sample batch: on CPUs those of our
     kernels, for float32; on NVIDIA GPUs of compute capability 8.0 and above torch's 2:4, for float16 and bfloat16 and
     masks that keep two of four. A layer leaves the dense way only for a gain of 3 %; attention goes to the kernels
-    where transformers leaves it to torch's sdpa and the whole model is 1 % faster so; and if the whole model gained
+    where transformers leaves it to torch's sdpa and the whole model is 1 % faster so; layers that could be one call
+    together are tried so as well, on samples of up to 64 tokens even without zeros; and if the whole model gained
     nothing all of it is undone. Class, parameters, files and training of the model do not change; under gradients every
     layer computes densely.
 
@@ -88,10 +92,10 @@ def optimize(
             return choices
         before, outputs = _whole(model, inputs, rounds), _outputs(model, inputs)
         packed: dict[str, Packed | Compressed] = {}
+        eight = int8 and found is not None and found.int8
+        short = encoder_linears(model) if tokens <= SHORT else set()
         for name, x in seen.items():
-            choice, state = _choose(
-                name, model.get_submodule(name), x, rounds, int8 and found is not None and found.int8
-            )
+            choice, state = _choose(name, model.get_submodule(name), x, rounds, eight, name in short)
             choices.layers.append(choice)
             if state is not None:
                 packed[name] = state
@@ -149,13 +153,14 @@ def _path(device: torch.device) -> str:
 
 
 def _choose(
-    name: str, linear: Any, x: torch.Tensor, rounds: int, int8: bool
+    name: str, linear: Any, x: torch.Tensor, rounds: int, int8: bool, short: bool
 ) -> tuple[Choice, Packed | Compressed | None]:
     """Time a layer on its input; the packed weight of the way that won comes back with it."""
     on_cpu = linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
-    twins, reason = (_kernel_twins(linear, int8), None) if on_cpu else _two_four_twin(linear, x)
+    twins, reason = (_kernel_twins(linear, int8, short), None) if on_cpu else _two_four_twin(linear, x)
     density = {kind: 0.5 if kind == WAY else twin.packed().density for kind, twin in twins.items()}
-    density = {kind: share for kind, share in density.items() if share <= DENSEST or kind == "int8"}
+    if "weights" in twins:
+        density = {kind: share for kind, share in density.items() if share <= DENSEST or kind == "int8"}
     calls: dict[str, Callable[[], Any]] = {DENSE: partial(linear, x)}
     calls |= {kind: partial(twins[kind], x) for kind in density}
     times = _race(_finished(calls, x.device), rounds) if density else {DENSE: 0.0}
@@ -168,11 +173,13 @@ def _choose(
     return choice, None if chosen == DENSE else twins[chosen].__dict__[STATE]
 
 
-def _kernel_twins(linear: Any, int8: bool) -> dict[str, Any]:
+def _kernel_twins(linear: Any, int8: bool, short: bool) -> dict[str, Any]:
     """The layer on our kernels, by the way; each twin shares everything with it but its class."""
     if library() is None:
         return {}
-    kinds: list[Way] = ["blocks", "weights"] if float((linear.weight == 0).float().mean()) > 1 - DENSEST else []
+    kinds: list[Way] = ["blocks"] if short else []
+    if float((linear.weight == 0).float().mean()) > 1 - DENSEST:
+        kinds = ["blocks", "weights"]
     if int8 and type(linear) in PLAIN:
         kinds.append("int8")
     twins: dict[str, Any] = {}
