@@ -48,15 +48,21 @@ def dense(shape: str) -> torch.nn.Module:
     return BertForSequenceClassification(config(shape)).eval()
 
 
+def cut_model(shape: str, amounts: tuple[float, float | None] | None) -> torch.nn.Module:
+    """The model without a share of its heads and of its neurons, chosen at random."""
+    model = dense(shape)
+    if amounts is not None:
+        heads, neurons = amounts
+        rules = [dsee.Heads(heads, score="random")] + ([dsee.Neurons(neurons, score="random")] if neurons else [])
+        dsee.prune(model, *rules)
+    return model
+
+
 def build(shape: str, root: Path) -> tuple[dict[str, Path], dict[str, int]]:
     """One folder per cut and runtime, the dense PyTorch one first; FLOPs of each cut's encoder at 128 tokens."""
     folders, operations = {}, {}
     for cut, amounts in CUTS.items():
-        model = dense(shape)
-        if amounts is not None:
-            heads, neurons = amounts
-            rules = [dsee.Heads(heads, score="random")] + ([dsee.Neurons(neurons, score="random")] if neurons else [])
-            dsee.prune(model, *rules)
+        model = cut_model(shape, amounts)
         operations[cut] = dsee.flops(model, 1, 128).encoder
         for runtime, quantize in RUNTIMES.items():
             folder = root / shape / cut / runtime
