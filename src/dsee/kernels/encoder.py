@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from dsee.errors import InputError
-from dsee.kernels.attend import check_mask
+from dsee.kernels.attend import check_mask, spread
 from dsee.kernels.library import ACTIVATIONS, library
 from dsee.kernels.norm import add_norm
 from dsee.kernels.product import compute
@@ -196,9 +196,8 @@ class Encoder:
         x = x.contiguous()
         places: list[int | None] = [None, None]
         steps = [0, 0, 0]
+        mask = None if mask is None else spread(mask, batch, mask.shape[1], tokens, tokens)
         if mask is not None:
-            mask = mask.expand(batch, mask.shape[1], tokens, tokens)
-            mask = mask if mask.stride(-1) == 1 or tokens == 1 else mask.contiguous()
             # one for all heads, or one for each
             steps = [mask.stride(0), mask.stride(1) if mask.shape[1] > 1 else 0, mask.stride(2)]
             places[mask.dtype != torch.bool] = mask.data_ptr()

@@ -14,11 +14,10 @@ from dsee.kernels.linear import Packed, Way
 from dsee.kernels.two_four import Compressed
 from dsee.runtime.activations import mapped_layers
 from dsee.runtime.choices import DENSE, Choice, Choices
+from dsee.runtime.whole_encoder import LINEARS
 
 #: A sparse way has to win by this share of the dense time, or the layer stays dense.
 MARGIN = 0.03
-#: Parts of a layer that a whole encoder in one call consists of.
-PARTS = ("query", "key", "value", "output", "ffn_in", "ffn_out")
 
 
 def agree(model: nn.Module, choices: Choices, packed: dict[str, Packed | Compressed]) -> None:
@@ -94,5 +93,5 @@ def _linears(view: LayerView, names: dict[int, str]) -> list[str]:
     """Paths of a layer's six linears; one that is no path of the model where it has others."""
     if len(view.names("neurons")) > 1:
         return [""]
-    paths = [names.get(id(view.part(part)), "") for part in PARTS]
-    return paths if len(set(paths)) == len(PARTS) else [""]
+    paths = [names.get(id(view.part(part)), "") for part in LINEARS]
+    return paths if len(set(paths)) == len(LINEARS) else [""]

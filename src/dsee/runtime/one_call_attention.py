@@ -89,9 +89,7 @@ def _projections(
     three: tuple[Any, Any, Any], x: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[Projection, Projection, Projection] | None:
     """Query, key and value, if the kernels can compute all of them of this input now."""
-    if x.dim() != 3 or x.shape[1] < own_attention.FEWEST_QUERIES:
-        return None
-    if mask is not None and (mask.dim() != 4 or mask.dtype not in (torch.bool, torch.float32)):
+    if x.dim() != 3 or x.shape[1] < own_attention.FEWEST_QUERIES or not own_attention.takes_mask(mask):
         return None
     found = []
     for linear in three:
@@ -152,12 +150,21 @@ def _takes(module: nn.Module) -> bool:
     return needed <= names and names <= needed | known and hasattr(module, "config")
 
 
-def _same(module: Any, parts: Parts) -> bool:
-    """Whether one call computes what a module computes, by its values on random numbers."""
-    draw, wide = torch.Generator().manual_seed(0), getattr(module, parts.query).packed().shape[1]
-    x = torch.randn(2, 5, wide, generator=draw)
+def probe(wide: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random hidden states (2, 5, wide) and a mask that hides the second sentence's end, to compare two ways by.
+
+    Args:
+        wide: features of a token.
+    """
+    x = torch.randn(2, 5, wide, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
     mask[1, ..., 3:] = False
+    return x, mask
+
+
+def _same(module: Any, parts: Parts) -> bool:
+    """Whether one call computes what a module computes, by its values on random numbers."""
+    x, mask = probe(getattr(module, parts.query).packed().shape[1])
     with torch.inference_mode():
         mine = _by_one_call(module, parts, x, mask)
         if mine is None:

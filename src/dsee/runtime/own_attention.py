@@ -61,7 +61,7 @@ def forward(
         and query.shape[2] >= FEWEST_QUERIES
         and key.shape == value.shape
         and all(kwargs.get(name) is None or kwargs[name] is False for name in FOREIGN)
-        and (mask is None or (mask.dim() == 4 and mask.dtype in (torch.bool, torch.float32)))
+        and takes_mask(mask)
         and kernels_can(query, key, value, mask)
     )
     if not plain:
@@ -71,6 +71,15 @@ def forward(
         return found[0], None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attention(query, key, value, mask, scale=scale, causal=causal), None
+
+
+def takes_mask(mask: torch.Tensor | None) -> bool:
+    """Whether the kernels know a mask of this form: none, or four dimensions of bool or float32.
+
+    Args:
+        mask: as transformers' sdpa takes it.
+    """
+    return mask is None or (mask.dim() == 4 and mask.dtype in (torch.bool, torch.float32))
 
 
 def register() -> None:

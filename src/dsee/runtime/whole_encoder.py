@@ -19,6 +19,7 @@ from dsee.kernels.self_attention import Projection
 from dsee.runtime import own_attention
 from dsee.runtime.activations import mapped_layers
 from dsee.runtime.dressed import Dressed, dress, undress
+from dsee.runtime.one_call_attention import probe
 
 #: Where such a module keeps what follows.
 STATE = "_dsee_encoder"
@@ -190,7 +191,7 @@ def _by_one_call(module: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) 
         or torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but not named in __all__
         or x.dim() != 3
         or not x.numel()
-        or (mask is not None and (mask.dim() != 4 or mask.dtype not in (torch.bool, torch.float32)))
+        or not own_attention.takes_mask(mask)
         or state.config._attn_implementation != own_attention.NAME
     ):
         return None
@@ -245,10 +246,7 @@ def _output(module: nn.Module, state: Layers) -> Any:
     query = LayerView(0, first[0], state.architecture).part("query")
     if not isinstance(query, OnKernels):
         return None
-    wide = query.packed().shape[1]
-    x = torch.randn(2, 5, wide, generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
-    mask[1, ..., 3:] = False
+    x, mask = probe(query.packed().shape[1])
     with torch.inference_mode():
         encoder = state.encoder(module, x, mask)
         if encoder is None:
