@@ -56,6 +56,33 @@ static float *floats(int64_t n) {
     return f;
 }
 
+/* A side branch of a matrix, or none. */
+typedef struct {
+    owned v;
+    float *u;
+} branch;
+
+static branch beside(const dsee_matrix *w) {
+    branch b = {.u = NULL};
+    if (!below(2)) return b;
+    int64_t rank = 1 + below(6);
+    b.v = make(w->kind, w->chunk, rank, w->columns, 100);
+    for (int64_t j = 0; j < b.v.values; j++) b.v.value[j] *= 0.1f;
+    b.u = floats((w->rows + 3) / 4 * 4 * rank);
+    return b;
+}
+
+static void cut_off(branch *b) {
+    if (b->u) drop(&b->v);
+    free(b->u);
+}
+
+static int32_t product(const dsee_matrix *w, const dsee_matrix *v, const float *u, const float *bias, const float *x,
+                       float *y, int64_t tokens, int32_t activation, const char *path) {
+    dsee_product p = {w, v, u, bias, x, y, tokens, w->columns, w->rows, activation};
+    return dsee_run(&p, path, 1);
+}
+
 static double at(const owned *o, int64_t row, int64_t token, const float *x) {
     int64_t tall = o->m.kind == DSEE_BLOCKS ? 4 : 1;
     int64_t chunks = (o->m.columns + o->m.chunk - 1) / o->m.chunk, g = row / tall;
@@ -108,6 +135,7 @@ static double self(const char *path) {
     int64_t heads = 1 + below(5), dim = 4 * (1 + below(9)), rows = heads * dim, columns = 1 + below(300);
     int64_t batch = 1 + below(3), tokens = 1 + below(60), all = batch * tokens * rows;
     owned w[3];
+    branch side[3];
     float *x = floats(batch * tokens * columns), *bias = floats(rows), *of[3], *apart = floats(all), *one = floats(all);
     uint8_t *allowed = malloc((size_t)(batch * tokens));
     for (int64_t i = 0; i < batch * tokens; i++) allowed[i] = (uint8_t)below(2);
@@ -117,13 +145,15 @@ static double self(const char *path) {
         /* scores of a size at which rounding stays rounding */
         for (int64_t j = 0; j < w[i].values; j++) w[i].value[j] *= 0.1f;
         of[i] = floats(all);
-        failed |= dsee_linear(&w[i].m, i ? NULL : bias, x, of[i], batch * tokens, 0, path, 1);
+        side[i] = beside(&w[i].m);
+        failed |= product(&w[i].m, side[i].u ? &side[i].v.m : NULL, side[i].u, i ? NULL : bias, x, of[i], batch * tokens, 0, path);
     }
     dsee_attention a = {of[0], of[1], of[2], apart, allowed, NULL, batch, heads, heads, tokens, tokens, dim,
                         tokens * rows, dim, rows, tokens * rows, dim, rows, tokens * rows, dim, rows,
                         tokens * rows, dim, rows, tokens, 0, 0, 0.2f, 0};
     failed |= dsee_attend(&a, path, 1);
-    dsee_self d = {a, {&w[0].m, &w[1].m, &w[2].m}, {bias, NULL, NULL}, x};
+    dsee_self d = {a, {&w[0].m, &w[1].m, &w[2].m}, {bias, NULL, NULL}, {NULL}, {NULL}, x};
+    for (int i = 0; i < 3; i++) d.v[i] = side[i].u ? &side[i].v.m : NULL, d.u[i] = side[i].u;
     d.attention.q = d.attention.k = d.attention.v = NULL;
     d.attention.out = one;
     failed |= dsee_self_attend(&d, path, threads);
@@ -135,7 +165,13 @@ static double self(const char *path) {
     d.w[1] = &w[0].m;
     d.attention.dim += 4;
     if (dsee_self_attend(&d, path, threads) != 3) worst = 1.0;
-    for (int i = 0; i < 3; i++) drop(&w[i]), free(of[i]);
+    d.attention.dim -= 4;
+    /* a branch that reads other panels */
+    owned other = make(kind, chunk, 2, columns + 1, 100);
+    d.v[1] = &other.m;
+    if (dsee_self_attend(&d, path, threads) != 3) worst = 1.0;
+    drop(&other);
+    for (int i = 0; i < 3; i++) drop(&w[i]), cut_off(&side[i]), free(of[i]);
     free(x), free(bias), free(apart), free(one), free(allowed);
     return worst;
 }
@@ -189,6 +225,7 @@ static double encoder(const char *path) {
     int32_t kind = (int32_t)below(2), threads = 1 + (int32_t)below(3), layers = 1 + (int32_t)below(MOST_LAYERS), failed = 0;
     int64_t width = 8 + below(90), batch = 1 + below(4), tokens = 1 + below(60), all = batch * tokens * width, joined = 0;
     owned w[MOST_LAYERS][6];
+    branch side[MOST_LAYERS][6];
     float *bias[MOST_LAYERS][6], *gain = floats(width), *shift = floats(width);
     dsee_layer layer[MOST_LAYERS];
     uint8_t *allowed = malloc((size_t)(batch * tokens));
@@ -208,19 +245,24 @@ static double encoder(const char *path) {
             bias[l][i] = floats(high[i]);
             layer[l].w[i] = &w[l][i].m;
             layer[l].bias[i] = below(4) ? bias[l][i] : NULL;
+            side[l][i] = beside(&w[l][i].m);
+            layer[l].v[i] = side[l][i].u ? &side[l][i].v.m : NULL;
+            layer[l].u[i] = side[l][i].u;
         }
         const dsee_layer *d = &layer[l];
-        float *seen = floats(batch * tokens * rows);
+        float *seen = floats(batch * tokens * rows), *middle = floats(batch * tokens * inner);
         dsee_attention a = {.out = seen, .allowed = allowed, .batch = batch, .heads = heads, .kv_heads = heads,
                             .queries = tokens, .keys = tokens, .dim = dim, .out_batch = tokens * rows, .out_head = dim,
                             .out_token = rows, .mask_batch = tokens, .scale = 0.2f};
-        dsee_self self = {a, {d->w[0], d->w[1], d->w[2]}, {d->bias[0], d->bias[1], d->bias[2]}, h};
+        dsee_self self = {a, {d->w[0], d->w[1], d->w[2]}, {d->bias[0], d->bias[1], d->bias[2]},
+                          {d->v[0], d->v[1], d->v[2]}, {d->u[0], d->u[1], d->u[2]}, h};
         failed |= dsee_self_attend(&self, path, 1);
-        failed |= dsee_linear(d->w[3], d->bias[3], seen, t, batch * tokens, 0, path, 1);
+        failed |= product(d->w[3], d->v[3], d->u[3], d->bias[3], seen, t, batch * tokens, 0, path);
         failed |= dsee_add_norm(t, h, gain, shift, h, batch * tokens, width, 0.1f, path, 1);
-        failed |= dsee_linears(d->w[4], d->bias[4], d->activation, d->w[5], d->bias[5], 0, h, t, batch * tokens, path, 1);
+        failed |= product(d->w[4], d->v[4], d->u[4], d->bias[4], h, middle, batch * tokens, d->activation, path);
+        failed |= product(d->w[5], d->v[5], d->u[5], d->bias[5], middle, t, batch * tokens, 0, path);
         failed |= dsee_add_norm(t, h, gain, shift, h, batch * tokens, width, 0.2f, path, 1);
-        free(seen);
+        free(seen), free(middle);
     }
     float *hidden = floats(dsee_encoder_room(kind, batch, tokens, width, path)), *context = floats(batch * tokens * joined);
     dsee_encoder e = {.layer = layer, .x = x, .y = y, .hidden = hidden, .context = context, .allowed = allowed,
@@ -239,7 +281,7 @@ static double encoder(const char *path) {
     layer[0].heads = 0;
     if (dsee_encode(&e, path, threads) != 3) worst = 1.0;
     for (int l = 0; l < layers; l++)
-        for (int i = 0; i < 6; i++) drop(&w[l][i]), free(bias[l][i]);
+        for (int i = 0; i < 6; i++) drop(&w[l][i]), cut_off(&side[l][i]), free(bias[l][i]);
     free(gain), free(shift), free(allowed), free(x), free(h), free(y), free(t), free(hidden), free(context);
     return worst;
 }

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from kernel_oracle import PATHS, needs_kernels, sparse_weight
-from test_self_attention import in_doubles
+from test_self_attention import branch, in_doubles, product
 from torch.nn import functional
 
 from dsee.errors import InputError
@@ -14,15 +14,15 @@ from dsee.kernels.encoder import Encoder, EncoderLayer, Norm
 from dsee.kernels.self_attention import Projection
 
 
-def projection(rows, columns, kind, zeros, generator, bias):
-    weight = sparse_weight(rows, columns, zeros, kind, generator) / columns**0.5
-    return Projection(pack(weight, kind), torch.randn(rows, generator=generator) if bias else None)
+def projection(rows, columns, kind, zeros, generator, bias, rank):
+    matrix = pack(sparse_weight(rows, columns, zeros, kind, generator) / columns**0.5, kind)
+    return Projection(matrix, torch.randn(rows, generator=generator) if bias else None, branch(matrix, rank, generator))
 
 
-def layer(width, heads, dim, inner, kind, zeros, generator, bias=True, activation="gelu"):
+def layer(width, heads, dim, inner, kind, zeros, generator, bias=True, activation="gelu", rank=0):
     """A layer whose numbers stay of size one."""
     shapes = [(heads * dim, width)] * 3 + [(width, heads * dim), (inner, width), (width, inner)]
-    six = [projection(*shape, kind, zeros, generator, bias) for shape in shapes]
+    six = [projection(*shape, kind, zeros, generator, bias, rank) for shape in shapes]
     norms = tuple(
         Norm(1 + 0.1 * torch.randn(width, generator=generator), torch.randn(width, generator=generator), 1e-5)
         for _ in range(2)
@@ -36,13 +36,9 @@ def oracle(x, layers, mask):
     for each in layers:
         three, dim = (each.query, each.key, each.value), each.query.matrix.shape[0] // each.heads
         seen = in_doubles(x, three, dim, mask, each.scale).flatten(2)
-        x = normed(linear(seen, each.output) + x, each.norms[0])
-        x = normed(linear(activations[each.activation](linear(x, each.first)), each.second) + x, each.norms[1])
+        x = normed(product(seen, each.output) + x, each.norms[0])
+        x = normed(product(activations[each.activation](product(x, each.first)), each.second) + x, each.norms[1])
     return x
-
-
-def linear(x, one):
-    return functional.linear(x, one.matrix.dense().double(), None if one.bias is None else one.bias.double())
 
 
 def normed(x, norm):
@@ -66,6 +62,7 @@ def cases(draw):
         "kind": draw(st.sampled_from(["blocks", "weights"])),
         "zeros": draw(st.sampled_from([0.0, 0.5, 0.9, 1.1])),
         "bias": draw(st.booleans()),
+        "rank": draw(st.sampled_from([0, 0, 1, 3, 8])),
         "activation": draw(st.sampled_from(["gelu", "relu", None])),
         "mask": draw(st.sampled_from(["none", "keys", "any", "bias"])),
         "seed": draw(st.integers(0, 2**16)),
@@ -77,7 +74,7 @@ def made(case):
     generator = torch.Generator().manual_seed(case["seed"])
     batch, tokens = case["batch"], case["tokens"]
     x = torch.randn(batch, tokens, case["width"], generator=generator)
-    given = (case["kind"], case["zeros"], generator, case["bias"], case["activation"])
+    given = (case["kind"], case["zeros"], generator, case["bias"], case["activation"], case["rank"])
     found = [layer(case["width"], heads, dim, inner, *given) for heads, dim, inner in case["shapes"]]
     random = torch.rand(batch, 1, tokens, tokens, generator=generator)
     mask = {

@@ -9,24 +9,38 @@ from torch.nn import functional
 
 from dsee.errors import InputError
 from dsee.kernels import attention, library, pack
+from dsee.kernels.product import pack_side
 from dsee.kernels.self_attention import Projection, fit_together, self_attention
 
 
-def projection(rows, columns, kind, zeros, generator, bias=True):
+def projection(rows, columns, kind, zeros, generator, bias=True, rank=0):
     """About unit-sized results, whatever the shape."""
     weight = torch.randn(rows, columns, generator=generator) / columns**0.5
     tall = 4 if kind == "blocks" else 1
     keep = torch.rand(rows // tall, columns, generator=generator).repeat_interleave(tall, 0) >= zeros
-    return Projection(pack(weight * keep, kind), torch.randn(rows, generator=generator) if bias else None)
+    matrix = pack(weight * keep, kind)
+    return Projection(matrix, torch.randn(rows, generator=generator) if bias else None, branch(matrix, rank, generator))
+
+
+def branch(matrix, rank, generator):
+    """A side branch of the matrix's size, or none where its rank is 0."""
+    rows, columns = matrix.shape
+    if not rank:
+        return None
+    u, v = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
+    return pack_side(u, v / (rank * columns) ** 0.5, matrix)
+
+
+def product(x, each):
+    """x W' + b + (x V') U' in doubles."""
+    y = functional.linear(x, each.matrix.dense().double(), None if each.bias is None else each.bias.double())
+    if each.side is not None:
+        y = y + x @ each.side.v.dense().double().T @ each.side.dense_u.double().T
+    return y
 
 
 def in_doubles(x, three, dim, mask, scale):
-    q, k, v = (
-        functional.linear(x.double(), each.matrix.dense().double(), None if each.bias is None else each.bias.double())
-        .unflatten(-1, (-1, dim))
-        .transpose(1, 2)
-        for each in three
-    )
+    q, k, v = (product(x.double(), each).unflatten(-1, (-1, dim)).transpose(1, 2) for each in three)
     scores = scale * q @ k.transpose(2, 3)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask.double()
@@ -44,6 +58,7 @@ def cases(draw):
         "kind": draw(st.sampled_from(["blocks", "weights"])),
         "zeros": draw(st.sampled_from([0.0, 0.5, 0.9, 1.1])),
         "bias": draw(st.booleans()),
+        "rank": draw(st.sampled_from([0, 0, 1, 3, 8])),
         "mask": draw(st.sampled_from(["none", "keys", "any", "bias"])),
         "seed": draw(st.integers(0, 2**16)),
     }
@@ -54,7 +69,8 @@ def made(case):
     batch, tokens, rows = case["batch"], case["tokens"], case["heads"] * case["dim"]
     x = torch.randn(batch, tokens, case["columns"], generator=generator)
     three = [
-        projection(rows, case["columns"], case["kind"], case["zeros"], generator, bias=case["bias"]) for _ in range(3)
+        projection(rows, case["columns"], case["kind"], case["zeros"], generator, case["bias"], case["rank"])
+        for _ in range(3)
     ]
     random = torch.rand(batch, 1, tokens, tokens, generator=generator)
     mask = {
@@ -137,7 +153,7 @@ def test_what_does_not_fit_is_refused():
     x = torch.randn(1, 6, 16, generator=generator)
     other = projection(20, 16, "blocks", 0.5, generator)
     loose = projection(24, 16, "weights", 0.5, generator)
-    assert not fit_together(three[0].matrix, other.matrix, three[2].matrix, 4)
+    assert not fit_together(three[0], other, three[2], 4)
     for bad in ((three[0], other, three[2], 4), (three[0], three[1], loose, 4), (*three, 6), (*three, 16), (*three, 0)):
         with pytest.raises(InputError, match="do not fit together"):
             self_attention(x, *bad, scale=1.0)

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from peft import get_peft_model
 
 import dsee
 from behaviours.families import ALL
@@ -16,6 +17,7 @@ from dsee.runtime import own_attention
 from dsee.runtime.activations import fuse
 from dsee.runtime.agreement import all_alike
 from dsee.runtime.choices import Choice
+from dsee.runtime.side_kernels import register
 from dsee.runtime.whole_encoder import WholeEncoder, fuse_encoders, unfuse_encoders
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the kernels are not compiled here")
@@ -28,8 +30,13 @@ def close(found, expected):
 
 
 def sparse(model, kind="blocks", rule=None):
-    """The model with every linear on the kernels, and its attention."""
+    """The model pruned, and all of it on the kernels."""
     dsee.prune(model, rule or dsee.Blocks(0.6, score="weight"))
+    return on_kernels(model, kind)
+
+
+def on_kernels(model, kind="blocks"):
+    """The model with every linear on the kernels, and its attention."""
     for module in list(model.modules()):
         if type(module) in CLASSES:
             to_kernels(module, kind)
@@ -100,6 +107,55 @@ def test_layers_may_differ_in_heads_and_neurons(name, calls):
         calls.clear()
         close(ALL[name].logits(model), before)
     assert calls
+
+
+def split(name, kind="blocks"):
+    """A model of a family with low-rank branches beside its sparse weights, on the kernels."""
+    base = ALL[name].base().eval()
+    dsee.prune(base, dsee.Blocks(0.6, score="weight"))
+    tuned = get_peft_model(base, ALL[name].update(init_weights=False, target_modules="all-linear")).eval()
+    with pytest.warns(UserWarning, match="stays beside the weight"):
+        merged = dsee.merge(tuned, policy="split")
+    register()
+    return on_kernels(merged, kind)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "weights"])
+@pytest.mark.parametrize("name", sorted(PLAIN))
+def test_branches_of_a_split_merge_go_along(name, kind, calls):
+    model = split(name, kind)
+    with torch.inference_mode():
+        before = ALL[name].logits(model)
+        assert fuse_encoders(model)
+        calls.clear()
+        close(ALL[name].logits(model), before)
+    assert calls
+
+
+def test_a_branch_that_changes_is_seen(calls):
+    model = split("bert")
+    fused = fuse_encoders(model)
+    with torch.no_grad():
+        before = ALL["bert"].logits(model)
+        model.bert.encoder.layer[1].output.dense.side_up.mul_(3.0)
+        calls.clear()
+        after = ALL["bert"].logits(model)
+        assert calls
+        assert not torch.allclose(after, before, atol=1e-3)
+        unfuse_encoders(fused)
+        close(after, ALL["bert"].logits(model))
+
+
+def test_a_branch_that_is_trained_is_left_to_torch(calls):
+    model = split("bert")
+    assert fuse_encoders(model)
+    before = model(**ALL["bert"].batch()).logits
+    model.bert.encoder.layer[0].attention.self.query.side_low.requires_grad_(True)
+    assert len(calls) == 2  # at fusing, and here
+    after = model(**ALL["bert"].batch()).logits
+    assert len(calls) == 2
+    assert after.requires_grad
+    close(after.detach(), before.detach())
 
 
 def test_single_weights_fit_too(calls):

@@ -15,7 +15,7 @@ from dsee.kernels.attend import check_mask, spread
 from dsee.kernels.library import ACTIVATIONS, library
 from dsee.kernels.norm import add_norm
 from dsee.kernels.product import compute
-from dsee.kernels.self_attention import Projection, fit_together, self_attention
+from dsee.kernels.self_attention import Projection, fit_together, pointers, self_attention
 
 #: Tokens over the room for them from which on panels count as full: below, products apart were 8 to 10 % faster.
 FULLEST = 8 / 9
@@ -25,8 +25,7 @@ class CLayer(ctypes.Structure):
     """``dsee_layer`` of dsee_kernels.h."""
 
     _fields_ = (
-        ("w", c_void_p * 6),
-        ("bias", c_void_p * 6),
+        *((name, c_void_p * 6) for name in ("w", "bias", "v", "u")),
         ("gain", c_void_p * 2),
         ("shift", c_void_p * 2),
         ("heads", c_int64),
@@ -72,7 +71,7 @@ class EncoderLayer:
         value: makes the values.
         output: Wo and bo.
         first: W1 and b1.
-        second: W2 and b2.
+        second: W2 and b2; each may have a side branch.
         norms: norm1 and norm2.
         heads: how many.
         scale: of the scores.
@@ -105,17 +104,16 @@ class EncoderLayer:
             self.heads > 0
             and rows % self.heads == 0
             and len({each.matrix.kind for each in self.projections}) == 1
-            and fit_together(self.query.matrix, self.key.matrix, self.value.matrix, rows // self.heads)
+            and fit_together(self.query, self.key, self.value, rows // self.heads)
+            and all(each.fits for each in self.projections)
             and shapes == [(width, rows), (inner, width), (width, inner)]
             and all(t.shape == (width,) for norm in self.norms for t in (norm.gain, norm.shift))
         )
 
     def c(self) -> CLayer:
         """What the library is given; this object has to live as long."""
-        biases = [None if each.bias is None else each.bias.data_ptr() for each in self.projections]
         return CLayer(
-            (c_void_p * 6)(*(each.matrix.address for each in self.projections)),
-            (c_void_p * 6)(*biases),
+            *pointers(self.projections),
             (c_void_p * 2)(*(norm.gain.data_ptr() for norm in self.norms)),
             (c_void_p * 2)(*(norm.shift.data_ptr() for norm in self.norms)),
             self.heads,
@@ -147,7 +145,7 @@ class Encoder:
         if len(kinds) != 1 or len(widths) != 1 or not all(layer.fits for layer in layers):
             raise InputError(
                 "Encoder: the layers do not fit together: all matrices have to be of one kind, all layers of one "
-                "width, and heads of a multiple of 4."
+                "width, side branches packed for them, and heads of a multiple of 4."
             )
         self.layers, self.width, self._kind = tuple(layers), widths.pop(), kinds.pop()
         self._joined = max(layer.output.matrix.shape[1] for layer in layers)
@@ -218,7 +216,7 @@ class Encoder:
             three = (layer.query, layer.key, layer.value)
             dim = layer.query.matrix.shape[0] // layer.heads
             seen = self_attention(x, *three, dim, mask, scale=layer.scale).flatten(2)
-            x = add_norm(compute(seen, *layer.output, None, None), x, *layer.norms[0])
-            middle = compute(x, *layer.first, None, layer.activation)
-            x = add_norm(compute(middle, *layer.second, None, None), x, *layer.norms[1])
+            x = add_norm(compute(seen, *layer.output, None), x, *layer.norms[0])
+            middle = compute(x, *layer.first, layer.activation)
+            x = add_norm(compute(middle, *layer.second, None), x, *layer.norms[1])
         return x

@@ -36,6 +36,15 @@ class Side:
     u: torch.Tensor
     dense_u: torch.Tensor
 
+    def belongs_to(self, matrix: SparseMatrix) -> bool:
+        """Whether it was packed for such a matrix.
+
+        Args:
+            matrix: what it may lie beside.
+        """
+        rows, columns = self.dense_u.shape[0], self.v.shape[1]
+        return (rows, columns) == matrix.shape and (self.v.kind, self.v.chunk) == (matrix.kind, matrix.chunk)
+
 
 def pack_side(u: torch.Tensor, v: torch.Tensor, beside: SparseMatrix) -> Side:
     """Pack a low-rank branch for a sparse matrix.
@@ -105,9 +114,7 @@ def sparse_linear(
         )
     if bias is not None and (bias.shape != (rows,) or bias.dtype != torch.float32 or bias.device.type != "cpu"):
         raise InputError(f"sparse_linear: the bias has to be float32 ({rows},) on the CPU.")
-    if side is not None and (
-        side.v.kind != matrix.kind or side.v.chunk != matrix.chunk or side.dense_u.shape[0] != rows
-    ):
+    if side is not None and not side.belongs_to(matrix):
         raise InputError("sparse_linear: the side branch was packed for another matrix.")
     return compute(x, matrix, bias, side, activation)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_void_p
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,40 +13,70 @@ from dsee.errors import InputError
 from dsee.kernels.attend import CAttention, attention, check_mask, described, spread
 from dsee.kernels.library import library
 from dsee.kernels.matrix import SparseMatrix
-from dsee.kernels.product import compute
+from dsee.kernels.product import Side, compute
 
 
 class CSelf(ctypes.Structure):
     """``dsee_self`` of dsee_kernels.h."""
 
-    _fields_ = (("attention", CAttention), ("w", c_void_p * 3), ("bias", c_void_p * 3), ("x", c_void_p))
+    _fields_ = (
+        ("attention", CAttention),
+        *((name, c_void_p * 3) for name in ("w", "bias", "v", "u")),
+        ("x", c_void_p),
+    )
 
 
 class Projection(NamedTuple):
-    """x W' + b.
+    """x W' + b + (x V') U'.
 
     Attributes:
-        matrix: W, (heads * dim, in).
-        bias: float32 (heads * dim,), or None.
+        matrix: W, (out, in).
+        bias: float32 (out,), or None.
+        side: U V packed for the matrix, or None.
     """
 
     matrix: SparseMatrix
     bias: torch.Tensor | None
+    side: Side | None = None
+
+    @property
+    def addresses(self) -> tuple[int | None, ...]:
+        """W, b, V and U for the kernels; this object has to live as long as they use them."""
+        bias = None if self.bias is None else self.bias.data_ptr()
+        sides = (None, None) if self.side is None else (self.side.v.address, self.side.u.data_ptr())
+        return self.matrix.address, bias, *sides
+
+    @property
+    def fits(self) -> bool:
+        """Whether the side branch was packed for the matrix."""
+        return self.side is None or self.side.belongs_to(self.matrix)
 
 
-def fit_together(query: SparseMatrix, key: SparseMatrix, value: SparseMatrix, dim: int) -> bool:
+def pointers(projections: Sequence[Projection]) -> list[Any]:
+    """Return four arrays for the kernels: the addresses of each W, b, V and U.
+
+    Args:
+        projections: those of one call.
+    """
+    return [(c_void_p * len(row))(*row) for row in zip(*(each.addresses for each in projections), strict=True)]
+
+
+def fit_together(query: Projection, key: Projection, value: Projection, dim: int) -> bool:
     """Whether one call can compute three projections.
 
     Args:
-        query: packed weight of the queries.
-        key: of the keys.
-        value: of the values.
+        query: makes the queries.
+        key: makes the keys.
+        value: makes the values.
         dim: features of a head.
     """
+    first = query.matrix
     same = all(
-        each.kind == query.kind and each.shape == query.shape and each.chunk == query.chunk for each in (key, value)
+        (each.matrix.kind, each.matrix.shape, each.matrix.chunk) == (first.kind, first.shape, first.chunk)
+        for each in (key, value)
     )
-    return same and dim > 0 and dim % 4 == 0 and query.shape[0] % dim == 0
+    fits = all(each.fits for each in (query, key, value))
+    return same and fits and dim > 0 and dim % 4 == 0 and first.shape[0] % dim == 0
 
 
 def self_attention(
@@ -79,11 +110,11 @@ def self_attention(
         InputError: shapes or dtypes that do not fit.
     """
     three = (query, key, value)
-    if not fit_together(query.matrix, key.matrix, value.matrix, dim):
+    if not fit_together(query, key, value, dim):
         shapes = ", ".join(f"{each.matrix.kind} {each.matrix.shape}" for each in three)
         raise InputError(
             f"self_attention: the projections {shapes} with heads of {dim} features do not fit together: they have to "
-            "be of one kind and shape, and heads of a multiple of 4."
+            "be of one kind and shape, side branches packed for them, and heads of a multiple of 4."
         )
     rows, columns = query.matrix.shape
     if x.dim() != 3 or x.shape[-1] != columns or x.dtype != torch.float32 or x.device.type != "cpu":
@@ -93,17 +124,16 @@ def self_attention(
     check_mask("self_attention", mask, wanted)
     found = library()
     if found is None or not x.numel():
-        q, k, v = (compute(x, *each, None, None).view(batch, tokens, heads, dim).transpose(1, 2) for each in three)
+        q, k, v = (compute(x, *each, None).view(batch, tokens, heads, dim).transpose(1, 2) for each in three)
         return attention(q, k, v, mask, scale=scale)
     x = x.contiguous()
     mask = spread(mask, *wanted)
-    biases = [None if each.bias is None else each.bias.contiguous() for each in three]
+    kept = [each._replace(bias=None if each.bias is None else each.bias.contiguous()) for each in three]
     out = torch.empty(batch, tokens, heads, dim)
     sizes = [batch, heads, heads, tokens, tokens, dim]
     given = CSelf(
         described([None, None, None], out, mask, sizes, [0] * 9, scale, causal=False),
-        (c_void_p * 3)(*(each.matrix.address for each in three)),
-        (c_void_p * 3)(*(None if bias is None else bias.data_ptr() for bias in biases)),
+        *pointers(kept),
         x.data_ptr(),
     )
     found.self_attend(given, torch.get_num_threads())

@@ -78,7 +78,7 @@ def _by_one_call(module: Any, parts: Parts, x: torch.Tensor, mask: torch.Tensor 
     """What an attention module makes of its input, by one call; None where the kernels cannot."""
     own, dim = module._modules, getattr(module, parts.head_size)
     three = _projections((own[parts.query], own[parts.key], own[parts.value]), x, mask)
-    if three is None or not fit_together(three[0].matrix, three[1].matrix, three[2].matrix, dim):
+    if three is None or not fit_together(*three, dim):
         return None
     scale = getattr(module, "scaling", None) or dim**-0.5
     out = self_attention(x, *three, dim, mask, scale=scale).flatten(2)
@@ -95,14 +95,14 @@ def _projections(
     for linear in three:
         if not isinstance(linear, OnKernels) or linear._forward_hooks or linear._forward_pre_hooks:
             return None
-        state, weight, bias = linear._dsee_sparse, cast("torch.Tensor", linear.weight), linear._parameters["bias"]
-        if state.side is not None or state.activation or not kernels_can(x, weight, bias, mask):
+        state, own = linear._dsee_sparse, linear._parameters
+        if state.activation or not kernels_can(x, cast("torch.Tensor", own["weight"]), *own.values(), mask):
             return None
         # not before the kernels can: after a change it packs the weight again
         matrix = linear.packed()
         if not isinstance(matrix, SparseMatrix):
             return None
-        found.append(Projection(matrix, bias))
+        found.append(Projection(matrix, own["bias"], state.side))
     query, key, value = found
     return query, key, value
 

@@ -86,32 +86,31 @@ class Layers:
         """
         if not self._still(module):
             self._found = [self._parts(layer) for layer in cast("Any", module)._modules[self.name]]
-        matrices: list[SparseMatrix] = []
-        tensors: list[torch.Tensor | None] = []
+        made: list[Projection] = []
+        tensors: list[torch.Tensor] = []
         for parts in self._found:
             if any(each._forward_hooks or each._forward_pre_hooks for each in parts.inside):
                 return None
             for linear in parts.linears:
-                if not isinstance(linear, OnKernels) or linear._dsee_sparse.side is not None:
+                if not isinstance(linear, OnKernels):
                     return None
                 own = linear._parameters
-                if not kernels_can(x, cast("torch.Tensor", own["weight"]), own["bias"], mask):
+                if not kernels_can(x, cast("torch.Tensor", own["weight"]), *own.values(), mask):
                     return None
                 # not before the kernels can: after a change it packs the weight again
                 matrix = linear.packed()
                 if not isinstance(matrix, SparseMatrix):
                     return None
-                matrices.append(matrix)
-                tensors.append(own["bias"])
+                made.append(Projection(matrix, own["bias"], linear._dsee_sparse.side))
             for norm in parts.norms:
                 if norm.weight is None or not kernels_can(x, norm.weight, norm.bias):
                     return None
                 tensors += [norm.weight, norm.bias]
         numbers = (norm.eps for parts in self._found for norm in parts.norms)
-        key = (*map(id, matrices), *(None if t is None else t.data_ptr() for t in tensors), *numbers)
+        key = (*(at for each in made for at in each.addresses), *(t.data_ptr() for t in tensors), *numbers)
         if key != self._key:
             # what the key's numbers stand for is kept, or something new could lie where it lay
-            self._encoder, self._key, self._held = self._made(matrices), key, (matrices, tensors)
+            self._encoder, self._key, self._held = self._made(made), key, (made, tensors)
         return self._encoder
 
     def _still(self, module: nn.Module) -> bool:
@@ -128,28 +127,27 @@ class Layers:
         places = [(m._modules, name, child) for m in inside for name, child in m._modules.items() if child is not None]
         return Parts([view.part(name) for name in LINEARS], norms, view.part("attention"), inside, places)
 
-    def _made(self, matrices: list[SparseMatrix]) -> Encoder | None:
+    def _made(self, projections: list[Projection]) -> Encoder | None:
         layers = []
         for i, parts in enumerate(self._found):
-            made = self._layer(parts, matrices[6 * i : 6 * i + 6])
+            made = self._layer(parts, projections[6 * i : 6 * i + 6])
             if made is None or not made.fits:
                 return None
             layers.append(made)
         alike = len({(one.query.matrix.kind, one.query.matrix.shape[1]) for one in layers}) == 1
         return Encoder(layers) if alike else None
 
-    def _layer(self, parts: Parts, matrices: list[SparseMatrix]) -> EncoderLayer | None:
+    def _layer(self, parts: Parts, six: list[Projection]) -> EncoderLayer | None:
         states = [linear._dsee_sparse for linear in parts.linears]
         if len(parts.norms) != 2 or any(norm.bias is None for norm in parts.norms):
             return None
         if any(state.activation for state in (*states[:4], states[5])):
             return None
-        biases = [linear._parameters["bias"] for linear in parts.linears]
         norms = [Norm(norm.weight, norm.bias, norm.eps) for norm in parts.norms]
-        tensors = [*biases, *(t for norm in norms for t in (norm.gain, norm.shift))]
+        tensors = [*(each.bias for each in six), *(t for norm in norms for t in (norm.gain, norm.shift))]
         if not all(t is None or t.is_contiguous() for t in tensors):
             return None
-        query, key, value, output, first, second = map(Projection, matrices, biases)
+        query, key, value, output, first, second = six
         dim = getattr(parts.attention, self.architecture.head_size)
         return EncoderLayer(
             *(query, key, value, output, first, second),

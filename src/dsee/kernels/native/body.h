@@ -198,14 +198,28 @@ static const width *choose(int32_t kind, int64_t tokens) {
     return best;
 }
 
+/* four rows of the side branch, NV vectors of tokens */
+INLINE void side_strip(int NV, const float *u, int64_t rank, const float *z, int64_t P, float *part) {
+    vec sum[4][2];
+    for (int r = 0; r < 4; r++)
+        for (int v = 0; v < NV; v++) sum[r][v] = *(const vec *)(part + r * P + v * LANES);
+    for (int64_t k = 0; k < rank; k++)
+        for (int r = 0; r < 4; r++)
+            for (int v = 0; v < NV; v++) sum[r][v] += u[4 * k + r] * *(const vec *)(z + k * P + v * LANES);
+    for (int r = 0; r < 4; r++)
+        for (int v = 0; v < NV; v++) *(vec *)(part + r * P + v * LANES) = sum[r][v];
+}
+
 /* part[row][token] += u[row] z[token]: the side branch, four rows at a time */
 static void add_side(const float *u, int64_t rank, const float *z, int64_t quads, int64_t P, float *part) {
-    for (int64_t q = 0; q < quads; q++, part += 4 * P, u += 4 * rank)
-        for (int64_t k = 0; k < rank; k++)
-            for (int r = 0; r < 4; r++) {
-                float w = u[4 * k + r];
-                for (int64_t t = 0; t < P; t++) part[r * P + t] += w * z[k * P + t];
-            }
+    for (int64_t q = 0; q < quads; q++, part += 4 * P, u += 4 * rank) {
+        int64_t t = 0;
+        for (; t + 2 * LANES <= P; t += 2 * LANES) side_strip(2, u, rank, z + t, P, part + t);
+        for (; t + LANES <= P; t += LANES) side_strip(1, u, rank, z + t, P, part + t);
+        for (int64_t k = 0; t < P && k < rank; k++)
+            for (int r = 0; r < 4; r++)
+                for (int64_t i = t; i < P; i++) part[r * P + i] += u[4 * k + r] * z[k * P + i];
+    }
 }
 
 /* the bias of some rows, 0 where there is none */

@@ -69,11 +69,13 @@ typedef struct {
     int32_t causal;          /* query i sees keys 0 to i */
 } dsee_attention;
 
-/* Self-attention of the hidden states x: q, k and v are x W' + b, all of as many rows as the heads have features. */
+/* Self-attention of the hidden states x: q, k and v are x W' + b + (x V') U', all of as many rows as the heads have features. */
 typedef struct {
     dsee_attention attention; /* without q, k and v; queries, keys and kv_heads as tokens and heads */
     const dsee_matrix *w[3];  /* query, key, value; of one kind, one chunk and one shape */
     const float *bias[3];     /* or NULL */
+    const dsee_matrix *v[3];  /* side branches, as in dsee_product; NULL without one */
+    const float *u[3];
     const float *x;           /* batch x tokens x columns */
 } dsee_self;
 
@@ -101,10 +103,13 @@ typedef struct {
     float eps;
 } dsee_norm;
 
-/* A layer of an encoder: h = norm1(attention(h) Wo' + bo + h), then h = norm2(act(h W1' + b1) W2' + b2 + h). */
+/* A layer of an encoder: h = norm1(attention(h) Wo' + bo + h), then h = norm2(act(h W1' + b1) W2' + b2 + h). Each W may
+ * have a side branch. */
 typedef struct {
     const dsee_matrix *w[6];  /* query, key, value, o, 1 and 2; of one kind, the first three of one chunk and shape */
     const float *bias[6];     /* or NULL */
+    const dsee_matrix *v[6];  /* side branches, as in dsee_product; NULL without one */
+    const float *u[6];
     const float *gain[2], *shift[2]; /* width */
     int64_t heads;
     float eps[2], scale;

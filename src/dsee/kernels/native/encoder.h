@@ -79,16 +79,22 @@ static void norm_panel(const float *part, float *h, int64_t features, int64_t P,
     }
 }
 
-/* y = W x + b for a panel x of all columns */
-static void product_panel(const dsee_matrix *w, const width *how, const float *x, const float *bias, float *y) {
-    for (int64_t at = 0, c = 0; at < w->columns; at += w->chunk, c++)
+/* y = W x + b + U V x for a panel x of all columns and one of a layer's matrices */
+static void product_panel(const dsee_layer *l, int m, const width *how, const float *x, const float *bias, float *y,
+                          float *side) {
+    const dsee_matrix *w = l->w[m], *v = l->v[m];
+    if (v) memset(side, 0, sizeof(float) * (size_t)(in_fours(v->rows) * how->tokens));
+    for (int64_t at = 0, c = 0; at < w->columns; at += w->chunk, c++) {
         how->run(w, c, 0, w->groups, x + at * how->tokens, c ? NULL : bias, y);
+        if (v) how->run(v, c, 0, v->groups, x + at * how->tokens, NULL, side);
+    }
+    if (v) add_side(l->u[m], v->rows, side, in_fours(w->rows) / 4, how->tokens, y);
 }
 
 /* Floats of scratch for the second part of a layer. */
 static size_t encoder_floats(const dsee_layer *l, int32_t panel) {
     int64_t outer = in_fours(l->w[3]->rows), inner = in_fours(l->w[4]->rows), joined = l->w[3]->columns;
-    return (size_t)(2 * outer + inner) + (size_t)panel * (size_t)(outer + (inner > joined ? inner : joined)) + 64;
+    return (size_t)(2 * outer + inner) + (size_t)panel * (size_t)(outer + (inner > joined ? inner : joined) + side_rows(l->v + 3, 3)) + 64;
 }
 
 /* The hidden states of a panel come in, from rows. */
@@ -106,16 +112,16 @@ static void encoder_layer(const dsee_encoder *e, int64_t layer, int64_t batch, i
     int64_t P = p.how->tokens, outer = in_fours(o->rows), inner = in_fours(a->rows), width = e->width;
     float *h = e->hidden + (batch * e->room + p.before) * width;
     float *bias_o = scratch, *bias_a = bias_o + outer, *bias_b = bias_a + inner, *part = bias_b + outer;
-    float *middle = part + outer * P;
+    float *middle = part + outer * P, *side = middle + (inner > o->columns ? inner : o->columns) * P;
     fill(l->bias[3], outer, o->rows, bias_o);
     fill(l->bias[4], inner, a->rows, bias_a);
     fill(l->bias[5], outer, b->rows, bias_b);
     to_panel(e->context + (batch * e->tokens + p.token) * o->columns, o->columns, p.n, o->columns, middle, P);
-    product_panel(o, p.how, middle, bias_o, part);
+    product_panel(l, 3, p.how, middle, bias_o, part, side);
     norm_panel(part, h, width, P, l->gain[0], l->shift[0], l->eps[0]);
-    product_panel(a, p.how, h, bias_a, middle);
+    product_panel(l, 4, p.how, h, bias_a, middle, side);
     activate(l->activation, middle, a->rows * P);
-    product_panel(b, p.how, middle, bias_b, part);
+    product_panel(l, 5, p.how, middle, bias_b, part, side);
     norm_panel(part, h, width, P, l->gain[1], l->shift[1], l->eps[1]);
     if (layer == e->layers - 1) from_panel(h, P, width, p.n, e->y + (batch * e->tokens + p.token) * width, width);
 }

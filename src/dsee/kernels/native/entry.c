@@ -230,13 +230,18 @@ static void group_heads(selves *all, int32_t threads) {
     all->step = (a->heads + all->groups - 1) / all->groups;
 }
 
+/* whether there is no side branch, or one that reads the panels of its matrix */
+static int side_fits(const dsee_matrix *w, const dsee_matrix *v, const float *u) {
+    return !v || (u && v->kind == w->kind && v->chunk == w->chunk && v->columns == w->columns);
+}
+
 static int three_fit(const dsee_self *d) {
     const dsee_attention *a = &d->attention;
     if (a->heads < 1 || a->dim < 4 || a->dim % 4 || a->kv_heads != a->heads || a->queries != a->keys) return 0;
     for (int m = 0; m < 3; m++) {
         const dsee_matrix *w = d->w[m];
         if (w->kind != d->w[0]->kind || w->chunk != d->w[0]->chunk || w->columns != d->w[0]->columns) return 0;
-        if (w->rows != a->heads * a->dim) return 0;
+        if (w->rows != a->heads * a->dim || !side_fits(w, d->v[m], d->u[m])) return 0;
     }
     return 1;
 }
@@ -296,15 +301,17 @@ static dsee_self attention_of(const dsee_encoder *e, int64_t layer) {
                         .kv_heads = heads, .queries = e->tokens, .keys = e->tokens, .dim = dim,
                         .out_batch = e->tokens * rows, .out_head = dim, .out_token = rows, .mask_batch = e->mask_batch,
                         .mask_head = e->mask_head, .mask_query = e->mask_query, .scale = l->scale};
-    return (dsee_self){a, {l->w[0], l->w[1], l->w[2]}, {l->bias[0], l->bias[1], l->bias[2]}, NULL};
+    return (dsee_self){a, {l->w[0], l->w[1], l->w[2]}, {l->bias[0], l->bias[1], l->bias[2]},
+                       {l->v[0], l->v[1], l->v[2]}, {l->u[0], l->u[1], l->u[2]}, NULL};
 }
 
 static int layer_fits(const dsee_encoder *e, int64_t layer) {
-    const dsee_matrix *const *w = e->layer[layer].w;
+    const dsee_layer *l = e->layer + layer;
+    const dsee_matrix *const *w = l->w;
     dsee_self d = attention_of(e, layer);
     for (int m = 0; m < 6; m++)
-        if (w[m]->kind != e->layer[0].w[0]->kind) return 0;
-    return e->layer[layer].heads >= 1 && three_fit(&d) && w[0]->columns == e->width && w[3]->columns == w[0]->rows &&
+        if (w[m]->kind != e->layer[0].w[0]->kind || !side_fits(w[m], l->v[m], l->u[m])) return 0;
+    return l->heads >= 1 && three_fit(&d) && w[0]->columns == e->width && w[3]->columns == w[0]->rows &&
            w[3]->rows == e->width && w[4]->columns == e->width && w[5]->columns == w[4]->rows && w[5]->rows == e->width;
 }
 

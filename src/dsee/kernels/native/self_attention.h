@@ -8,12 +8,19 @@
 /* queries of a feature lie a cache line further apart than there are keys: no power of two between features */
 INLINE int64_t query_stride(int64_t padded) { return padded + 16; }
 
+/* rows that side branches need between their two products */
+static int64_t side_rows(const dsee_matrix *const *v, int64_t count) {
+    int64_t rows = 0;
+    for (int64_t m = 0; m < count; m++) rows += v[m] ? in_fours(v[m]->rows) : 0;
+    return rows;
+}
+
 /* floats that a part of so many heads needs, with panels of the widest kind that a path has */
 static size_t self_floats(const dsee_self *d, int64_t heads, int32_t panel) {
     const dsee_attention *a = &d->attention;
     size_t padded = (size_t)tiles(a->keys) * TILE, wide = (size_t)tiles(a->dim) * TILE, rows = (size_t)(heads * a->dim);
     return rows * (3 + (size_t)query_stride((int64_t)padded) + padded) + (size_t)heads * (size_t)a->keys * wide +
-           QUERIES * (padded + wide) + (size_t)panel * (DSEE_MAX_CHUNK + 3 * rows) + 64;
+           QUERIES * (padded + wide) + (size_t)panel * (DSEE_MAX_CHUNK + 3 * rows + (size_t)side_rows(d->v, 3)) + 64;
 }
 
 /* n tokens of some features, P apart, to tiles of tokens; `at` tokens are there already */
@@ -58,14 +65,21 @@ static void self_attend(const dsee_self *d, const float *hidden, int64_t batch, 
     for (int64_t token = 0; token < keys;) {
         const width *now = choose(w->kind, keys - token);
         int64_t P = now->tokens, n = keys - token < P ? keys - token : P;
-        float *panel = part + 3 * rows * P;
+        float *panel = part + 3 * rows * P, *sides = panel + DSEE_MAX_CHUNK * P;
+        memset(sides, 0, sizeof(float) * (size_t)(side_rows(d->v, 3) * P));
         for (int64_t at = 0, c = 0; at < w->columns; at += w->chunk, c++) {
             int64_t across = w->columns - at < w->chunk ? w->columns - at : w->chunk;
             const float *in = hidden ? hidden + at * P : panel;
             if (!hidden) to_panel(d->x + (batch * keys + token) * w->columns + at, w->columns, n, across, panel, P);
-            for (int m = 0; m < 3; m++)
+            for (int m = 0; m < 3; m++) {
                 now->run(d->w[m], c, row / tall, (row + rows) / tall, in, c ? NULL : bias + m * rows, part + m * rows * P);
+                if (d->v[m]) now->run(d->v[m], c, 0, d->v[m]->groups, in, NULL, sides + side_rows(d->v, m) * P);
+            }
         }
+        for (int m = 0; m < 3; m++)
+            if (d->v[m])
+                add_side(d->u[m] + row * d->v[m]->rows, d->v[m]->rows, sides + side_rows(d->v, m) * P, rows / 4, P,
+                         part + m * rows * P);
         if (hidden) hidden += w->columns * P;
         for (int64_t r = 0; DSEE_LAYOUT && r < rows; r++) memcpy(q + r * ldq + token, part + r * P, sizeof(float) * (size_t)n);
         for (int64_t h = 0; h < heads; h++) {
