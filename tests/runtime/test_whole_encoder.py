@@ -13,7 +13,7 @@ from conftest import batch, logits, tiny_bert
 from dsee.kernels import encoder, from_kernels, library, to_kernels
 from dsee.kernels.encoder import Encoder
 from dsee.kernels.linear import CLASSES
-from dsee.runtime import own_attention
+from dsee.runtime import optimize, own_attention
 from dsee.runtime.activations import fuse
 from dsee.runtime.agreement import all_alike
 from dsee.runtime.choices import Choice
@@ -379,6 +379,39 @@ def test_optimize_takes_it_and_undoes_it(calls):
         choices.undo()
         assert not any(isinstance(module, WholeEncoder) for module in model.modules())
         assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("rule", [dsee.Blocks(0.6, score="weight"), dsee.Weights(0.6, score="weight")], ids=repr)
+def test_a_layer_without_zeros_does_not_keep_an_encoder_apart(rule, calls, monkeypatch):
+    model = tiny_bert().eval()
+    full = model.bert.encoder.layer[1].output.dense
+    kept = full.weight.detach().clone()
+    dsee.prune(model, rule)
+    with torch.no_grad():
+        full.weight.copy_(kept)
+
+    def race(timed, rounds):
+        # a dense product wins where there are no zeros, and the model the more the fewer calls it makes
+        calls.clear()
+        for call in timed.values():
+            call()
+        if "model" in timed:
+            return {"model": 10.0 - len(calls)}
+        return {
+            name: 1.0 if name == "dense" and timed[name].func is full else 2.0 - 0.5 * (name != "dense")
+            for name in timed
+        }
+
+    monkeypatch.setattr(optimize, "_race", race)
+    with torch.inference_mode():
+        before = logits(model)
+        choices = dsee.optimize(model, batch(size=8, length=10))
+        assert choices.encoders == 1
+        chosen = {each.name: each.chosen for each in choices.layers}
+        assert len({way for name, way in chosen.items() if ".layer." in name}) == 1
+        calls.clear()
+        close(logits(model), before)
+    assert calls
 
 
 def test_layers_agree_on_the_kind_that_is_fastest_for_all():

@@ -29,11 +29,13 @@ from dsee.runtime.residual_norm import fuse_norms, unfuse_norms
 from dsee.runtime.side_kernels import register
 from dsee.runtime.whole_encoder import fuse_encoders, unfuse_encoders
 
+#: Ways that leave zeros out.
+SPARSE: tuple[Way, ...] = ("blocks", "weights")
 #: Attention's share of a model is small, and so is what the whole has to win by it.
 ATTENTION_MARGIN = 0.01
 #: Stored numbers over all from which on no kernel can win by itself.
 DENSEST = 0.9
-#: Tokens of a sample up to which an encoder's dense layers are tried too: not for their zeros, but because PyTorch's
+#: Tokens of a sample up to which an encoder without zeros is tried too: not for their zeros, but because PyTorch's
 #: product is slow for few tokens, and an encoder in one call has none of what each operation costs there.
 SHORT = 64
 #: A time that falls by less than this share has settled.
@@ -53,9 +55,9 @@ def optimize(
     kernels, for float32; on NVIDIA GPUs of compute capability 8.0 and above torch's 2:4, for float16 and bfloat16 and
     masks that keep two of four. A layer leaves the dense way only for a gain of 3 %; attention goes to the kernels
     where transformers leaves it to torch's sdpa and the whole model is 1 % faster so; layers that could be one call
-    together are tried so as well, on samples of up to 64 tokens even without zeros; and if the whole model gained
-    nothing all of it is undone. Class, parameters, files and training of the model do not change; under gradients every
-    layer computes densely.
+    together are tried so as well, dense ones among them, on samples of up to 64 tokens even all of them; and if the
+    whole model gained nothing all of it is undone. Class, parameters, files and training of the model do not change;
+    under gradients every layer computes densely.
 
     Args:
         model: a transformers model, with or without PEFT around it.
@@ -93,9 +95,9 @@ def optimize(
         before, outputs = _whole(model, inputs, rounds), _outputs(model, inputs)
         packed: dict[str, Packed | Compressed] = {}
         eight = int8 and found is not None and found.int8
-        short = encoder_linears(model) if tokens <= SHORT else set()
+        anyway = _tried_anyway(model, encoder_linears(model) & seen.keys(), tokens)
         for name, x in seen.items():
-            choice, state = _choose(name, model.get_submodule(name), x, rounds, eight, name in short)
+            choice, state = _choose(name, model.get_submodule(name), x, rounds, eight, anyway.get(name, ()))
             choices.layers.append(choice)
             if state is not None:
                 packed[name] = state
@@ -152,15 +154,19 @@ def _path(device: torch.device) -> str:
     return missing(device) or torch.cuda.get_device_name(device)
 
 
+def _tried_anyway(model: nn.Module, inside: set[str], tokens: int) -> dict[str, tuple[Way, ...]]:
+    """Ways that an encoder's layers without zeros are tried in: dense ones would keep it from being one call."""
+    sparse = any(_zeros(model.get_submodule(name)) > 1 - DENSEST for name in inside)
+    return dict.fromkeys(inside, SPARSE if sparse else SPARSE[:1] if tokens <= SHORT else ())
+
+
 def _choose(
-    name: str, linear: Any, x: torch.Tensor, rounds: int, int8: bool, short: bool
+    name: str, linear: Any, x: torch.Tensor, rounds: int, int8: bool, anyway: tuple[Way, ...]
 ) -> tuple[Choice, Packed | Compressed | None]:
     """Time a layer on its input; the packed weight of the way that won comes back with it."""
     on_cpu = linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
-    twins, reason = (_kernel_twins(linear, int8, short), None) if on_cpu else _two_four_twin(linear, x)
+    twins, reason = (_kernel_twins(linear, int8, anyway), None) if on_cpu else _two_four_twin(linear, x)
     density = {kind: 0.5 if kind == WAY else twin.packed().density for kind, twin in twins.items()}
-    if "weights" in twins:
-        density = {kind: share for kind, share in density.items() if share <= DENSEST or kind == "int8"}
     calls: dict[str, Callable[[], Any]] = {DENSE: partial(linear, x)}
     calls |= {kind: partial(twins[kind], x) for kind in density}
     times = _race(_finished(calls, x.device), rounds) if density else {DENSE: 0.0}
@@ -173,19 +179,25 @@ def _choose(
     return choice, None if chosen == DENSE else twins[chosen].__dict__[STATE]
 
 
-def _kernel_twins(linear: Any, int8: bool, short: bool) -> dict[str, Any]:
+def _zeros(linear: Any) -> float:
+    return float((linear.weight == 0).float().mean())
+
+
+def _kernel_twins(linear: Any, int8: bool, anyway: tuple[Way, ...]) -> dict[str, Any]:
     """The layer on our kernels, by the way; each twin shares everything with it but its class."""
     if library() is None:
         return {}
-    kinds: list[Way] = ["blocks"] if short else []
-    if float((linear.weight == 0).float().mean()) > 1 - DENSEST:
-        kinds = ["blocks", "weights"]
-    if int8 and type(linear) in PLAIN:
-        kinds.append("int8")
+    sparse = _zeros(linear) > 1 - DENSEST
     twins: dict[str, Any] = {}
-    for kind in kinds:
+    for kind in SPARSE if sparse else anyway:
         twins[kind] = copy.copy(linear)
         to_kernels(twins[kind], kind)
+        if sparse and twins[kind].packed().density > DENSEST:
+            # zeros of the other kind
+            del twins[kind]
+    if int8 and type(linear) in PLAIN:
+        twins["int8"] = copy.copy(linear)
+        to_kernels(twins["int8"], "int8")
     return twins
 
 
