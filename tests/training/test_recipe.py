@@ -5,7 +5,10 @@ from importlib.resources import files
 import pytest
 
 from dsee.errors import InputError
+from dsee.pruning import Heads, Neurons
 from dsee.training import load_recipe
+from dsee.training.rules import rules_of
+from dsee.training.setting import Setting
 
 MINIMAL = "model: m\ndata: {train: t.csv}\n"
 
@@ -31,6 +34,13 @@ def test_defaults_and_short_forms(tmp_path):
     assert found.tune.learning_rate == 5e-4
 
 
+@pytest.mark.parametrize("named", ["{0: [1, 3], 2: [0]}", "[[1, 3], [], [0]]"])
+def test_heads_and_neurons_may_be_named(tmp_path, named):
+    text = f"method: full\nprune: {{heads: {{explicit: {named}}}, neurons: {{explicit: {{1: [7]}}}}}}\nseed: 3\n"
+    setting = Setting(recipe(tmp_path, MINIMAL + text), tmp_path, tmp_path)
+    assert rules_of(setting) == [Heads(explicit={0: [1, 3], 2: [0]}), Neurons(explicit={1: [7]})]
+
+
 @pytest.mark.parametrize("path", sorted(str(p) for p in files("dsee.recipes").iterdir() if p.name.endswith(".yaml")))
 def test_shipped_recipes_are_valid(path):
     assert load_recipe(path).model
@@ -49,6 +59,14 @@ def test_shipped_recipes_are_valid(path):
         (MINIMAL + "prune: {heads: 0}\n", "prune.heads.amount: a ratio lies strictly between 0 and 1"),
         (MINIMAL + "prune: {neurons: -0.2}\n", "prune.neurons.amount: a ratio lies strictly between 0 and 1"),
         (MINIMAL + "prune: {}\n", "give heads, neurons or both"),
+        (MINIMAL + "prune: {heads: {score: weight}}\n", "prune.heads: say how many with amount, or which ones"),
+        (MINIMAL + "prune: {heads: {amount: 2, explicit: {0: [1]}}}\n", "explicit says what goes; leave out amount"),
+        (MINIMAL + "prune: {heads: {explicit: {0: [one]}}}\n", "prune.heads.explicit: which ones of each layer go"),
+        (MINIMAL + "prune: {neurons: {explicit: [[-1]]}}\n", "prune.neurons.explicit: which ones of each layer go"),
+        (
+            MINIMAL + "baseline: gates-full\nprune: {heads: {explicit: {0: [1]}}}\n",
+            "gates-full ranks by gates; give prune.heads an amount",
+        ),
         (MINIMAL + "tune: {epochs: 0}\n", "tune.epochs:"),
         (MINIMAL + "tune: {distill: true}\n", "tune.distill: unknown key"),
         (MINIMAL + "prune: {blocks: 1.5}\n", "prune.blocks.ratio:"),

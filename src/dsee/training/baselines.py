@@ -47,6 +47,11 @@ def become(recipe: Recipe) -> None:
         raise ValueError(f"baseline: {name} is a way to prune; add a prune section that says how much")
     if name == "gates-full" and not any(getattr(recipe.prune, rule) for rule in _CUTS):
         raise ValueError("baseline: gates-full cuts heads and neurons; add prune.heads, prune.neurons or prune.budget")
+    named = [rule for rule in ("heads", "neurons") if getattr(getattr(recipe.prune, rule, None), "explicit", None)]
+    if name == "gates-full" and named:
+        raise ValueError(
+            f"baseline: gates-full ranks by gates; give prune.{named[0]} an amount, and leave explicit out"
+        )
     recipe.method = method  # type: ignore[assignment]  # one of the table above
     if method != "dsee":
         _without_update_keys(recipe)

@@ -167,7 +167,7 @@ def tune(setting: Setting, bar: Bar, target: Path) -> dict[str, Any]:
 def _planned(empty: Any, rule: Rule | Budget) -> list[LayerPlan]:
     """What a rule would remove if it ranked by noise: any score will do to see whether it can be met."""
     if isinstance(rule, Rule):
-        return plan_for(empty, replace(rule, score="random"))
+        return plan_for(empty, rule if rule.explicit is not None else replace(rule, score="random"))
     if rule.kind == "latency":
         # to be measured on the tuned model
         return [LayerPlan() for _ in layers(empty)]

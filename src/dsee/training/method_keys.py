@@ -72,7 +72,7 @@ def _of_scores(recipe: Recipe) -> list[str]:
         f"prune.{name}.score: {rule['score']!r} ranks by the update, and method {recipe.method} has none; use weight, "
         "random, taylor or fisher"
         for name, rule in rules.items()
-        if isinstance(rule, dict) and rule.get("score") in ("update", "weight+update")
+        if isinstance(rule, dict) and rule.get("explicit") is None and rule.get("score") in ("update", "weight+update")
     ]
 
 

@@ -10,14 +10,13 @@ from dsee.pruning.gates import STRENGTH
 from dsee.tasks.generation.spec import KINDS, GenerationSpec, check_keys
 from dsee.tasks.spec import DataSpec
 from dsee.training.baselines import Baseline, become
+from dsee.training.cut_spec import HeadsSpec, NeuronsSpec, Scope
 from dsee.training.distillation import Distillation
 from dsee.training.method_keys import Method, mistakes
 from dsee.training.schedule_spec import ScheduleSpec
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
-Amount = Annotated[float, Field(gt=0.0, lt=1.0)] | Annotated[int, Field(ge=1)]
-Scope = Literal["layer", "global"]
 
 
 class Section(BaseModel):
@@ -100,23 +99,6 @@ class RecoverSpec(TrainSpec):
     @classmethod
     def _switch(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
-
-
-class HeadsSpec(Section):
-    """See :class:`dsee.Heads`."""
-
-    amount: Amount
-    score: str = "update"
-    scope: Scope = "layer"
-
-
-class NeuronsSpec(Section):
-    """See :class:`dsee.Neurons`."""
-
-    amount: Amount
-    score: str = "taylor"
-    scope: Scope = "layer"
-    multiple_of: Positive | None = None
 
 
 class WeightsSpec(Section):
@@ -244,7 +226,8 @@ class PruneSpec(Section):
         """Return the units that are ranked by gates."""
         if self.budget and self.budget.score == "gate":
             return ["heads", "neurons"]
-        return [unit for unit in ("heads", "neurons") if getattr(getattr(self, unit), "score", None) == "gate"]
+        cuts = {"heads": self.heads, "neurons": self.neurons}
+        return [unit for unit, cut in cuts.items() if cut and cut.explicit is None and cut.score == "gate"]
 
 
 class ExportSpec(Section):

@@ -140,7 +140,10 @@ def _explain(problem: dict[str, Any]) -> str:
     shown = f" (found: {found!r})" if not isinstance(found, (dict, BaseModel, type(None))) else ""
     if problem["type"] == "literal_error":
         shown += f".{nearest(str(found), re.findall(QUOTED, problem['ctx']['expected']))}"
-    if name.endswith(("amount", "prune.heads", "prune.neurons")):
+    if ".explicit" in name:
+        name, shown = name[: name.index(".explicit") + len(".explicit")], ""
+        message = "which ones of each layer go, both counted from 0: {0: [1, 3], 2: [0]}, or one list for each layer"
+    elif name.endswith(("amount", "prune.heads", "prune.neurons")) and problem["type"] != "value_error":
         message = "a ratio lies strictly between 0 and 1, a count is a whole number from 1"
     return f"{name}: {message}{shown}" if name else f"{message}{shown}"
 
