@@ -308,6 +308,22 @@ def test_all_hidden_states_are_still_given(fused):
         close(one, two)
 
 
+def test_hooks_that_only_look_when_asked_keep_nothing_apart(fused, calls):
+    model, before = fused
+    with torch.inference_mode():
+        model(**batch(), output_hidden_states=True)
+        # transformers leaves its hooks where they are
+        assert any(module._forward_hooks for module in model.bert.encoder.modules())
+        assert not calls
+        close(logits(model), before)
+        assert len(calls) == 1
+        assert len(model(**batch(), output_hidden_states=True).hidden_states) == model.config.num_hidden_layers + 1
+        assert len(calls) == 1
+        model.bert.encoder.layer[0].register_forward_hook(lambda *_: None)
+        close(logits(model), before)
+    assert len(calls) == 1
+
+
 def test_a_tuple_is_returned_where_it_is_asked_for(fused):
     model, before = fused
     with torch.inference_mode():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dsee.kernels.hooks import watched
 from dsee.kernels.library import ACTIVATIONS, library
 from dsee.kernels.matrix import SparseMatrix
 
@@ -79,7 +80,7 @@ def can_hand_on(leader: Any, x: torch.Tensor) -> bool:
     # only tokens are divided among threads here, so there have to be enough of them
     if threads > 1 and x.numel() // x.shape[-1] < 2 * threads * found.panels[state.kind]:
         return False
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in state.watched)
+    return not any(map(watched, state.watched))
 
 
 def both(leader: Any, follower: Any, x: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from dsee.architectures import layers
 from dsee.architectures._view import LayerView, submodule
 from dsee.errors import ArchitectureError
+from dsee.kernels.hooks import watched
 from dsee.kernels.library import ACTIVATIONS
 from dsee.kernels.linear import OnKernels
 from dsee.kernels.product import activate
@@ -80,7 +81,7 @@ def fuse(model: nn.Module) -> list[Fused]:
             continue
         linear = view.part(own.activated)
         # a layer with an update around it adds the update before the activation
-        if not isinstance(linear, OnKernels) or linear._forward_hooks or linear._dsee_sparse.activation:
+        if not isinstance(linear, OnKernels) or watched(linear) or linear._dsee_sparse.activation:
             continue
         path, _, attribute = own.activation.rpartition(".")
         owner = submodule(view.module, path)

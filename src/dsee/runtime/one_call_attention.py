@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dsee.architectures._view import LayerView
+from dsee.kernels.hooks import watched
 from dsee.kernels.linear import OnKernels, kernels_can
 from dsee.kernels.matrix import SparseMatrix
 from dsee.kernels.self_attention import Projection, fit_together, self_attention
@@ -93,7 +94,7 @@ def _projections(
         return None
     found = []
     for linear in three:
-        if not isinstance(linear, OnKernels) or linear._forward_hooks or linear._forward_pre_hooks:
+        if not isinstance(linear, OnKernels) or watched(linear):
             return None
         state, own = linear._dsee_sparse, linear._parameters
         if state.activation or not kernels_can(x, cast("torch.Tensor", own["weight"]), *own.values(), mask):

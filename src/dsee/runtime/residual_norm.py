@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from dsee.kernels.hooks import watched
 from dsee.kernels.linear import OnKernels, kernels_can
 from dsee.kernels.norm import add_norm
 from dsee.runtime.dressed import Dressed, dress, undress
@@ -37,12 +38,12 @@ class ResidualNorm(Dressed):
             and mine.shape == input_tensor.shape
             and kernels_can(mine, weight, bias, input_tensor)
             and input_tensor.dtype == torch.float32
-            and not (norm._forward_hooks or norm._forward_pre_hooks)
+            and not watched(norm)
         )
         if not plain:
             return cast("torch.Tensor", norm(own["dropout"](mine) + input_tensor))
         # a hook may have kept what the kernels returned; nobody else can have
-        ours = isinstance(dense, OnKernels) and not dense._forward_hooks
+        ours = isinstance(dense, OnKernels) and not watched(dense)
         return add_norm(mine, input_tensor, weight, bias, norm.eps, into_a=ours)
 
 

@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 from dsee.architectures._map import Architecture
 from dsee.architectures._view import LayerView
 from dsee.kernels.encoder import Encoder, EncoderLayer, Norm
+from dsee.kernels.hooks import watched
 from dsee.kernels.library import library
 from dsee.kernels.linear import OnKernels, kernels_can
 from dsee.kernels.matrix import SparseMatrix
@@ -89,7 +90,7 @@ class Layers:
         made: list[Projection] = []
         tensors: list[torch.Tensor] = []
         for parts in self._found:
-            if any(each._forward_hooks or each._forward_pre_hooks for each in parts.inside):
+            if any(map(watched, parts.inside)):
                 return None
             for linear in parts.linears:
                 if not isinstance(linear, OnKernels):
