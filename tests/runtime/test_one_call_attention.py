@@ -5,35 +5,16 @@ import pickle
 
 import pytest
 import torch
+from one_call import PLAIN, close, in_one_call, sparse, taken_over_and_given_back
 
 import dsee
 from behaviours.families import ALL
 from conftest import batch, logits, tiny_bert
 from dsee.kernels import library, to_kernels
-from dsee.kernels.linear import CLASSES
 from dsee.runtime import one_call_attention, own_attention
 from dsee.runtime.one_call_attention import OneCall, fuse_attention, unfuse_attention
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the kernels are not compiled here")
-#: Families whose attention asks for nothing but hidden states and a mask.
-PLAIN = {"bert", "roberta", "electra", "distilbert"}
-
-
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def sparse(model, kind="blocks"):
-    """The model with every linear on the kernels, and its attention."""
-    dsee.prune(model, dsee.Blocks(0.6, score="weight"))
-    for module in list(model.modules()):
-        if type(module) in CLASSES:
-            to_kernels(module, kind)
-    base = own_attention.base_of(model)
-    own_attention.register()
-    if base is not None:
-        base.set_attn_implementation(own_attention.NAME)
-    return model
 
 
 @pytest.fixture
@@ -56,41 +37,18 @@ def fused():
 
 @pytest.mark.parametrize("family", ALL.values(), ids=list(ALL))
 def test_every_family_keeps_its_logits(family, calls):
-    model = sparse(family.base().eval())
-    classes = [type(module) for module in model.modules()]
-    with torch.inference_mode():
-        before = family.logits(model)
-        found = fuse_attention(model)
-        assert bool(found) == (model.config.model_type in PLAIN)
-        calls.clear()
-        close(family.logits(model), before)
-        assert len(calls) == len(found)
-        unfuse_attention(found)
-        assert [type(module) for module in model.modules()] == classes
-        assert torch.equal(family.logits(model), before)
+    taken_over_and_given_back(family, fuse_attention, unfuse_attention, calls)
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN))
 def test_heads_that_are_gone_stay_gone(name, calls):
     model = ALL[name].base().eval()
     dsee.prune(model, dsee.Heads(0.5, score="weight"))
-    sparse(model)
-    with torch.inference_mode():
-        before = ALL[name].logits(model)
-        assert fuse_attention(model)
-        calls.clear()
-        close(ALL[name].logits(model), before)
-    assert calls
+    assert in_one_call(sparse(model), ALL[name].logits, fuse_attention, calls)
 
 
 def test_single_weights_fit_too(calls):
-    model = sparse(tiny_bert().eval(), "weights")
-    with torch.inference_mode():
-        before = logits(model)
-        assert fuse_attention(model)
-        calls.clear()
-        close(logits(model), before)
-    assert calls
+    assert in_one_call(sparse(tiny_bert().eval(), "weights"), logits, fuse_attention, calls)
 
 
 def test_it_is_one_call_only_where_nothing_more_is_asked(fused, calls):

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from one_call import PLAIN, close, in_one_call, on_kernels, sparse, taken_over_and_given_back
 from peft import get_peft_model
 
 import dsee
@@ -14,40 +15,12 @@ from dsee.kernels import encoder, from_kernels, library, to_kernels
 from dsee.kernels.encoder import Encoder
 from dsee.kernels.linear import CLASSES
 from dsee.runtime import optimize, own_attention
-from dsee.runtime.activations import fuse
 from dsee.runtime.agreement import all_alike
 from dsee.runtime.choices import Choice
 from dsee.runtime.side_kernels import register
 from dsee.runtime.whole_encoder import WholeEncoder, fuse_encoders, unfuse_encoders
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the kernels are not compiled here")
-#: Families whose layers end both halves by the norm of a sum.
-PLAIN = {"bert", "roberta", "electra", "distilbert"}
-
-
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def sparse(model, kind="blocks", rule=None):
-    """The model pruned, and all of it on the kernels."""
-    dsee.prune(model, rule or dsee.Blocks(0.6, score="weight"))
-    return on_kernels(model, kind)
-
-
-def on_kernels(model, kind="blocks"):
-    """The model with every linear on the kernels, and its attention."""
-    for module in list(model.modules()):
-        if type(module) in CLASSES:
-            to_kernels(module, kind)
-    fuse(model)
-    base = own_attention.base_of(model)
-    own_attention.register()
-    if base is not None:
-        base.set_attn_implementation(own_attention.NAME)
-    return model
-
-
 #: As the module has it.
 FULLEST = encoder.FULLEST
 
@@ -82,31 +55,14 @@ def fused():
 
 @pytest.mark.parametrize("family", ALL.values(), ids=list(ALL))
 def test_every_family_keeps_its_logits(family, calls):
-    model = sparse(family.base().eval())
-    classes = [type(module) for module in model.modules()]
-    with torch.inference_mode():
-        before = family.logits(model)
-        found = fuse_encoders(model)
-        assert bool(found) == (model.config.model_type in PLAIN)
-        calls.clear()
-        close(family.logits(model), before)
-        assert len(calls) == len(found)
-        unfuse_encoders(found)
-        assert [type(module) for module in model.modules()] == classes
-        assert torch.equal(family.logits(model), before)
+    taken_over_and_given_back(family, fuse_encoders, unfuse_encoders, calls)
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN))
 def test_layers_may_differ_in_heads_and_neurons(name, calls):
     model = ALL[name].base().eval()
     dsee.prune(model, dsee.Heads(0.5, score="weight"), dsee.Neurons(0.4, score="weight", scope="global"))
-    sparse(model)
-    with torch.inference_mode():
-        before = ALL[name].logits(model)
-        assert fuse_encoders(model)
-        calls.clear()
-        close(ALL[name].logits(model), before)
-    assert calls
+    assert in_one_call(sparse(model), ALL[name].logits, fuse_encoders, calls)
 
 
 def split(name, kind="blocks"):
@@ -123,13 +79,7 @@ def split(name, kind="blocks"):
 @pytest.mark.parametrize("kind", ["blocks", "weights"])
 @pytest.mark.parametrize("name", sorted(PLAIN))
 def test_branches_of_a_split_merge_go_along(name, kind, calls):
-    model = split(name, kind)
-    with torch.inference_mode():
-        before = ALL[name].logits(model)
-        assert fuse_encoders(model)
-        calls.clear()
-        close(ALL[name].logits(model), before)
-    assert calls
+    assert in_one_call(split(name, kind), ALL[name].logits, fuse_encoders, calls)
 
 
 def test_a_branch_that_changes_is_seen(calls):
@@ -160,12 +110,7 @@ def test_a_branch_that_is_trained_is_left_to_torch(calls):
 
 def test_single_weights_fit_too(calls):
     model = sparse(tiny_bert().eval(), "weights", dsee.Weights(0.6, score="weight"))
-    with torch.inference_mode():
-        before = logits(model)
-        assert fuse_encoders(model)
-        calls.clear()
-        close(logits(model), before)
-    assert calls
+    assert in_one_call(model, logits, fuse_encoders, calls)
 
 
 def test_it_is_one_call_only_where_nothing_more_is_asked(fused, calls):
