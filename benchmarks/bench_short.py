@@ -1,4 +1,4 @@
-"""What ``dsee.optimize`` is worth on short inputs, where PyTorch's own cost for each operation counts most.
+"""What ``dsee.optimize`` is worth without zeros: most on short inputs, where PyTorch's cost for each operation counts.
 
     python benchmarks/bench_short.py
 
@@ -62,7 +62,7 @@ def main() -> None:
     """Print and keep the ratios; * marks an encoder in one call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["MiniLM-L6"], choices=list(SHAPES))
-    parser.add_argument("--lengths", nargs="+", type=int, default=[1, 8, 16, 32, 64])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[1, 8, 16, 32, 64, 128, 384])
     parser.add_argument("--rounds", type=int, default=12)
     given = parser.parse_args()
     logging.set_verbosity_error()

@@ -201,9 +201,10 @@ def test_steps_that_change_layers_ask_for_undo_first(kernels_win):
 
 
 @needs_kernels
-def test_a_model_without_zeros_stays_dense_on_a_long_input():
+def test_a_model_without_zeros_stays_dense_on_a_long_input(kernels_win):
     model = tiny_bert()
-    choices = dsee.optimize(model, batch(8, 20))
+    # 1,040 tokens
+    choices = dsee.optimize(model, batch(26, 40))
     assert on_kernels(model) == {}
     assert {layer.chosen for layer in choices.layers} == {"dense"}
     assert choices.summary.startswith("0 of 20 linear layers")
@@ -481,7 +482,7 @@ def test_8_bits_only_on_request_and_with_the_deviation(monkeypatch):
     model = tiny_bert()
     before = logits(model)
     assert not on_kernels(model)
-    plain = dsee.optimize(model, batch(8, 20))
+    plain = dsee.optimize(model, batch(26, 40))
     assert {layer.chosen for layer in plain.layers} == {"dense"}
     assert plain.deviation == 0.0
     plain.undo()

@@ -35,9 +35,9 @@ SPARSE: tuple[Way, ...] = ("blocks", "weights")
 ATTENTION_MARGIN = 0.01
 #: Stored numbers over all from which on no kernel can win by itself.
 DENSEST = 0.9
-#: Tokens of a sample up to which an encoder without zeros is tried too: not for their zeros, but because PyTorch's
-#: product is slow for few tokens, and an encoder in one call has none of what each operation costs there.
-SHORT = 64
+#: Tokens of a sample up to which an encoder without zeros is tried too: an encoder in one call has none of what each
+#: operation of PyTorch's costs, nor of the passes between products. For more, PyTorch's dense product is faster.
+FEW = 1024
 #: A time that falls by less than this share has settled.
 SETTLED = 0.01
 #: A race ends after so many times the rounds asked for, settled or not.
@@ -55,7 +55,7 @@ def optimize(
     kernels, for float32; on NVIDIA GPUs of compute capability 8.0 and above torch's 2:4, for float16 and bfloat16 and
     masks that keep two of four. A layer leaves the dense way only for a gain of 3 %; attention goes to the kernels
     where transformers leaves it to torch's sdpa and the whole model is 1 % faster so; layers that could be one call
-    together are tried so as well, dense ones among them, on samples of up to 64 tokens even all of them; and if the
+    together are tried so as well, dense ones among them, on samples of up to 1,024 tokens even all of them; and if the
     whole model gained nothing all of it is undone. Class, parameters, files and training of the model do not change;
     under gradients every layer computes densely.
 
@@ -157,7 +157,7 @@ def _path(device: torch.device) -> str:
 def _tried_anyway(model: nn.Module, inside: set[str], tokens: int) -> dict[str, tuple[Way, ...]]:
     """Ways that an encoder's layers without zeros are tried in: dense ones would keep it from being one call."""
     sparse = any(_zeros(model.get_submodule(name)) > 1 - DENSEST for name in inside)
-    return dict.fromkeys(inside, SPARSE if sparse else SPARSE[:1] if tokens <= SHORT else ())
+    return dict.fromkeys(inside, SPARSE if sparse else SPARSE[:1] if tokens <= FEW else ())
 
 
 def _choose(
