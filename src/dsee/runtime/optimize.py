@@ -95,7 +95,8 @@ def optimize(
         before, outputs = _whole(model, inputs, rounds), _outputs(model, inputs)
         packed: dict[str, Packed | Compressed] = {}
         eight = int8 and found is not None and found.int8
-        anyway = _tried_anyway(model, encoder_linears(model) & seen.keys(), tokens)
+        inside = encoder_linears(model) & seen.keys() if device.type == "cpu" else set()
+        anyway = _tried_anyway(model, inside, tokens)
         for name, x in seen.items():
             choice, state = _choose(name, model.get_submodule(name), x, rounds, eight, anyway.get(name, ()))
             choices.layers.append(choice)
