@@ -113,6 +113,7 @@ def attempt(folder):
 def main():
     source, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
+    # what a damaged file makes other libraries remark is no finding; exceptions are
     warnings.filterwarnings("ignore")
     draw, found = random.Random(seed), collections.Counter()
     # once, so that what is imported late is not taken for a grab

@@ -20,10 +20,10 @@ os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from artifact_tools import beside, unevenly_cut  # noqa: E402 - the path comes first
-from transformers.utils.logging import disable_progress_bar  # noqa: E402
+from transformers.utils.logging import disable_progress_bar  # noqa: E402 - likewise
 
-import dsee  # noqa: E402
-from conftest import logits, tiny_bert  # noqa: E402
+import dsee  # noqa: E402 - likewise
+from conftest import logits, tiny_bert  # noqa: E402 - likewise
 
 RANDOM_TRIALS = 12
 #: Too small for config.json, for model.safetensors, and for the last bytes of it.

@@ -100,6 +100,7 @@ def test_cut_models_and_updates_beside_their_base_come_back(tmp_path, rule):
     assert loaded.config.model_type == "dsee_bert"
 
 
+# merging says what it dropped of the update at the zeros; other tests look at that
 @pytest.mark.filterwarnings("ignore:merge. every zero kept")
 @pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("cut", [False, True])

@@ -25,6 +25,7 @@ RULES = {
     "2:4": dsee.NofM(2, 4, score="weight"),
 }
 QUERY = "bert.encoder.layer.0.attention.self.query"
+# merging says what it dropped of the update at the zeros; other tests look at that
 pytestmark = pytest.mark.filterwarnings("ignore:merge. ")
 
 

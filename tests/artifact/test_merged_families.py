@@ -38,6 +38,7 @@ def test_every_way_keeps_the_logits(tmp_path, name):
     alone = dsee.load(dsee.save(model, tmp_path / "update", base=False), base=build(name))
     assert torch.equal(answer(alone, name), expected)
     with warnings.catch_warnings():
+        # merging remarks what happens to the update at the zeros; other tests look at that
         warnings.simplefilter("ignore")
         split = dsee.merge(model, policy="split")
     torch.testing.assert_close(answer(split, name), expected, rtol=0, atol=3e-5)

@@ -115,6 +115,7 @@ def main() -> None:
     place = GOLDEN / dsee.__version__
     if place.exists():
         sys.exit(f"{place} is there already; golden files stay as they were written.")
+    # merging says what it dropped of the update at the zeros; other tests look at that
     warnings.filterwarnings("ignore", message="merge: every zero kept")
     expected = {}
     for name, (make, how) in FORMATS.items():

@@ -82,6 +82,7 @@ class PruneBehaviours:
         assert all(torch.equal(before[name], now) for name, now in zeros(model).items())
         model.eval()
         with warnings.catch_warnings():
+            # merging says what it dropped of the update at the zeros; other tests look at that
             warnings.filterwarnings("ignore", message="merge: every zero kept")
             plain = dsee.merge(model, policy="masked")
         for name, linear in masked_linears(plain).items():

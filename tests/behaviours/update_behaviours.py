@@ -157,6 +157,7 @@ class UpdateBehaviours:
                 torch.testing.assert_close(theirs[name].grad, parameter.grad)
 
     @pytest.mark.slow
+    # the compiler of torch 2.13 uses things that torch 2.13 calls deprecated
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_it_compiles_in_one_graph(self):
         model = self.family.adapted()

@@ -4,19 +4,13 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_oracle import PATHS, needs_kernels, sparse_weight
-from test_self_attention import branch, in_doubles, product
+from kernel_oracle import PATHS, needs_kernels
+from test_self_attention import in_doubles, product, projection
 from torch.nn import functional
 
 from dsee.errors import InputError
-from dsee.kernels import library, pack
+from dsee.kernels import library
 from dsee.kernels.encoder import Encoder, EncoderLayer, Norm
-from dsee.kernels.self_attention import Projection
-
-
-def projection(rows, columns, kind, zeros, generator, bias, rank):
-    matrix = pack(sparse_weight(rows, columns, zeros, kind, generator) / columns**0.5, kind)
-    return Projection(matrix, torch.randn(rows, generator=generator) if bias else None, branch(matrix, rank, generator))
 
 
 def layer(width, heads, dim, inner, kind, zeros, generator, bias=True, activation="gelu", rank=0):

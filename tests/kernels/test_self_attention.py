@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_oracle import PATHS, needs_kernels
+from kernel_oracle import PATHS, expected, needs_kernels, sparse_weight
 from torch.nn import functional
 
 from dsee.errors import InputError
@@ -14,33 +14,23 @@ from dsee.kernels.self_attention import Projection, fit_together, self_attention
 
 
 def projection(rows, columns, kind, zeros, generator, bias=True, rank=0):
-    """About unit-sized results, whatever the shape."""
-    weight = torch.randn(rows, columns, generator=generator) / columns**0.5
-    tall = 4 if kind == "blocks" else 1
-    keep = torch.rand(rows // tall, columns, generator=generator).repeat_interleave(tall, 0) >= zeros
-    matrix = pack(weight * keep, kind)
-    return Projection(matrix, torch.randn(rows, generator=generator) if bias else None, branch(matrix, rank, generator))
-
-
-def branch(matrix, rank, generator):
-    """A side branch of the matrix's size, or none where its rank is 0."""
-    rows, columns = matrix.shape
-    if not rank:
-        return None
-    u, v = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
-    return pack_side(u, v / (rank * columns) ** 0.5, matrix)
+    """About unit-sized results, whatever the shape; a side branch where it has a rank."""
+    matrix = pack(sparse_weight(rows, columns, zeros, kind, generator) / columns**0.5, kind)
+    side = None
+    if rank:
+        u, v = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
+        side = pack_side(u, v / (rank * columns) ** 0.5, matrix)
+    return Projection(matrix, torch.randn(rows, generator=generator) if bias else None, side)
 
 
 def product(x, each):
-    """x W' + b + (x V') U' in doubles."""
-    y = functional.linear(x, each.matrix.dense().double(), None if each.bias is None else each.bias.double())
-    if each.side is not None:
-        y = y + x @ each.side.v.dense().double().T @ each.side.dense_u.double().T
-    return y
+    """What a projection makes of x, in doubles."""
+    u, v = (None, None) if each.side is None else (each.side.dense_u, each.side.v.dense())
+    return expected(x, each.matrix.dense(), each.bias, u, v)[0]
 
 
 def in_doubles(x, three, dim, mask, scale):
-    q, k, v = (product(x.double(), each).unflatten(-1, (-1, dim)).transpose(1, 2) for each in three)
+    q, k, v = (product(x, each).unflatten(-1, (-1, dim)).transpose(1, 2) for each in three)
     scores = scale * q @ k.transpose(2, 3)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask.double()

@@ -76,7 +76,7 @@ def test_under_more_than_it_holds_the_server_says_so_and_answers_the_rest(tmp_pa
 
 @pytest.mark.slow
 def test_memory_stays_where_it_was_under_a_long_load(tmp_path):
-    psutil = pytest.importorskip("psutil")
+    psutil = pytest.importorskip("psutil", reason="psutil, of the dev extra, is not installed")
     folder = classifier(tmp_path / "model")
     with serving(folder, max_queue=256) as client:
         load(client, clients=32, requests=10, seed=2)

@@ -22,6 +22,7 @@ RULES = {
 }
 TARGETS = {"gpt2": ["c_attn", "c_fc"], "bert": ["query", "intermediate.dense"], "llama": ["q_proj", "down_proj"]}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+# merging says what it dropped of the update at the zeros; other tests look at that
 pytestmark = pytest.mark.filterwarnings("ignore:merge. every zero kept; on")
 
 

@@ -18,10 +18,10 @@ os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import torch  # noqa: E402 - the path comes first
-from transformers.utils.logging import disable_progress_bar  # noqa: E402
+from transformers.utils.logging import disable_progress_bar  # noqa: E402 - likewise
 
-from chain import Recorder  # noqa: E402
-from dsee.training import load_recipe, run  # noqa: E402
+from chain import Recorder  # noqa: E402 - likewise
+from dsee.training import load_recipe, run  # noqa: E402 - likewise
 
 #: What a save is made of, as Python's audit events name it.
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove")

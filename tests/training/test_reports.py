@@ -16,7 +16,7 @@ ONE = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 8}
 
 @pytest.mark.slow
 def test_tensorboard_gets_losses_and_figures_of_each_stage_and_the_weights_stay_the_same(tmp_path, model_folder):
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="TensorBoard is the user's to install")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     digests = []
@@ -52,7 +52,7 @@ def told_to(name, tmp_path, model_folder):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # its own
 def test_mlflow_gets_one_run_a_stage(tmp_path, model_folder, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is the user's to install")
     store = f"sqlite:///{tmp_path}/runs.db" if importlib.util.find_spec("sqlalchemy") else (tmp_path / "runs").as_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     # its file store has to be asked for since version 3
@@ -73,7 +73,7 @@ def test_mlflow_gets_one_run_a_stage(tmp_path, model_folder, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # its own
 def test_wandb_gets_one_run_a_stage(tmp_path, model_folder, monkeypatch):
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason="W&B is the user's to install")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -18,8 +18,8 @@ from dsee.training import load_recipe, run
 from dsee.training.setting import Setting
 from writing_tools import MODELS, pretrained, rows, write_jsonl
 
-pytest.importorskip("sacrebleu")
-pytest.importorskip("rouge_score")
+pytest.importorskip("sacrebleu", reason="the nlg extra is not installed")
+pytest.importorskip("rouge_score", reason="the nlg extra is not installed")
 
 STAGES = ["tune", "prune", "recover", "merge", "write-dense", "write-pruned", "write-recovered", "measure"]
 SHORT = {"decoding": {"max_new_tokens": 16}}
@@ -221,7 +221,7 @@ def test_bad_rows_of_writing_stop_the_run_or_are_in_the_report(ground, tmp_path)
 
 @pytest.mark.slow
 def test_exports_write_as_the_model_does_and_their_cards_say_what_they_are_worth(done, tmp_path, dsee_command):
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
     output, again = shutil.copytree(done.result.output, tmp_path / "out"), Recorder()
     export = done.recipe.export.model_copy(update={"onnx": ["fp32", "int8"]})
     recipe = done.recipe.model_copy(update={"export": export})
@@ -250,7 +250,7 @@ def test_exports_write_as_the_model_does_and_their_cards_say_what_they_are_worth
 
 @pytest.mark.slow
 def test_language_modelling_reports_perplexity_and_exports(ground, tmp_path):
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
     (ground / "book.txt").write_text("".join(row["target"] + "\n" for row in rows(200)), encoding="utf-8")
     recipe = load_recipe(
         recipe_for(

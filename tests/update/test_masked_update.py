@@ -178,6 +178,7 @@ def test_a_mask_that_comes_while_tuning_counts_from_then_on():
     assert torch.equal(logits(dsee.merge(model)), expected)
 
 
+# transformers 5.23 has a new name for it, the first versions of 5 know the old one only
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
 def test_gradient_checkpointing_and_several_steps_move_the_update_alone():
     model = pruned()
@@ -285,6 +286,7 @@ def test_merging_and_unmerging_leaves_every_bit_of_the_base(dtype):
 
 
 @pytest.mark.slow
+# the compiler of torch 2.13 uses things that torch 2.13 calls deprecated
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_it_compiles_in_one_graph():
     model = pruned()

@@ -30,6 +30,7 @@ def zeros(model):
 
 def silently(function, *args, **kwargs):
     with warnings.catch_warnings():
+        # merging remarks what happens to the update at the zeros; other tests look at that
         warnings.simplefilter("ignore")
         return function(*args, **kwargs)
 

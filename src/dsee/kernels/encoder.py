@@ -105,7 +105,7 @@ class EncoderLayer:
             and rows % self.heads == 0
             and len({each.matrix.kind for each in self.projections}) == 1
             and fit_together(self.query, self.key, self.value, rows // self.heads)
-            and all(each.fits for each in self.projections)
+            and all(each.fits for each in self.projections[3:])
             and shapes == [(width, rows), (inner, width), (width, inner)]
             and all(t.shape == (width,) for norm in self.norms for t in (norm.gain, norm.shift))
         )

@@ -108,7 +108,9 @@ class Layers:
                     return None
                 tensors += [norm.weight, norm.bias]
         numbers = (norm.eps for parts in self._found for norm in parts.norms)
-        key = (*(at for each in made for at in each.addresses), *(t.data_ptr() for t in tensors), *numbers)
+        biases = (None if each.bias is None else each.bias.data_ptr() for each in made)
+        # a branch is packed with its matrix
+        key = (*(id(each.matrix) for each in made), *biases, *(t.data_ptr() for t in tensors), *numbers)
         if key != self._key:
             # what the key's numbers stand for is kept, or something new could lie where it lay
             self._encoder, self._key, self._held = self._made(made), key, (made, tensors)

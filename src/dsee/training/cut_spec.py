@@ -30,9 +30,15 @@ class CutSpec(BaseModel):
             raise ValueError("say how many with amount, or which ones with explicit, such as {0: [1, 3], 2: [0]}")
         return self
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the rule's arguments but for its seed."""
-        return {"explicit": self.explicit} if self.explicit is not None else self.model_dump(exclude={"explicit"})
+    def arguments(self, seed: int) -> dict[str, Any]:
+        """Return the rule's arguments.
+
+        Args:
+            seed: of the recipe; what is named is drawn by nothing.
+        """
+        if self.explicit is not None:
+            return {"explicit": self.explicit}
+        return self.model_dump(exclude={"explicit"}) | {"seed": seed}
 
 
 class HeadsSpec(CutSpec):

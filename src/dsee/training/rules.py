@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from dsee.pruning import Blocks, Budget, Gradual, Heads, MaskRule, Neurons, NofM, Rule, Weights
 from dsee.pruning.schedule import Calibration
-from dsee.training.cut_spec import CutSpec
 from dsee.training.methods import update_config
 from dsee.training.recipe import Recipe
 from dsee.training.reports import check_reports
@@ -23,18 +21,13 @@ def rules_of(setting: Setting) -> list[Rule | Budget]:
     spec, seed = setting.recipe.prune, setting.recipe.seed
     rules: list[Rule | Budget] = []
     if spec and spec.heads:
-        rules.append(Heads(**_seeded(spec.heads, seed)))
+        rules.append(Heads(**spec.heads.arguments(seed)))
     if spec and spec.neurons:
-        rules.append(Neurons(**_seeded(spec.neurons, seed)))
+        rules.append(Neurons(**spec.neurons.arguments(seed)))
     if spec and spec.budget:
         shape = setting.recipe.measure
         rules.append(Budget(**spec.budget.model_dump(), batch=shape.batch, sequence=shape.sequence, seed=seed))
     return rules
-
-
-def _seeded(spec: CutSpec, seed: int) -> dict[str, Any]:
-    # what is named is drawn by nothing
-    return spec.arguments() if spec.explicit is not None else {**spec.arguments(), "seed": seed}
 
 
 def mask_rules_of(setting: Setting) -> list[MaskRule]:

@@ -10,10 +10,10 @@ from dsee.errors import InputError, MissingExtraError
 from dsee.tasks.generation import METRICS, score_texts
 from dsee.tasks.generation.score import chosen_metrics, tokens
 
-pytest.importorskip("sacrebleu")
-pytest.importorskip("nltk")
-pytest.importorskip("rouge_score")
-pytest.importorskip("pycocoevalcap")
+pytest.importorskip("sacrebleu", reason="the nlg extra is not installed")
+pytest.importorskip("nltk", reason="the nlg extra is not installed")
+pytest.importorskip("rouge_score", reason="the nlg extra is not installed")
+pytest.importorskip("pycocoevalcap", reason="the nlg extra is not installed")
 
 TEXTS = ["The Mill serves French food .", "Cotto is a cheap pub near the river.", "It is family-friendly, isn't it?"]
 REFERENCES = [
