@@ -60,7 +60,9 @@ float peak(long rounds) {
 
 def peak() -> float:
     """GFLOP/s of this core, from registers alone."""
-    lanes, flags = {"avx2": (8, X86["path_avx2.c"]), "avx512": (16, X86["path_avx512.c"])}.get(library().path, (4, ()))
+    # VNNI, which a path may have besides, is of integers
+    name = library().path.removesuffix("_vnni")
+    lanes, flags = {"avx2": (8, X86["path_avx2.c"]), "avx512": (16, X86["path_avx512.c"])}.get(name, (4, ()))
     with tempfile.TemporaryDirectory() as folder:
         source, built = Path(folder) / "peak.c", Path(folder) / "peak.so"
         source.write_text(PEAK)

@@ -264,9 +264,9 @@ static void run(const dsee_part *p, float *scratch) {
 
 /* 8-bit products need whole vectors of 256 bits */
 #if defined(__AVX2__) && LANES >= 8
-#define DSEE_INT8 int8_panel, int8_floats
+#define DSEE_INT8 int8_panel, int8_floats, INT8_TOKENS
 #else
-#define DSEE_INT8 0, 0
+#define DSEE_INT8 0, 0, 0
 #endif
 #define DSEE_PATH(NAME) \
     {NAME, {BLOCK_VECTORS * LANES, WEIGHT_VECTORS * LANES}, run, attend, attention_floats, DSEE_INT8, add_norm, \

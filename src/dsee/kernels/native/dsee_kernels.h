@@ -136,8 +136,9 @@ typedef struct {
     void (*run)(const dsee_part *part, float *scratch);
     void (*attend)(const dsee_attention *a, int64_t batch, int64_t head, float *scratch);
     size_t (*attention_floats)(const dsee_attention *a);
-    void (*int8_panel)(const dsee_int8 *d, int64_t token, int64_t n, float *scratch); /* up to 16 tokens; NULL: has none */
+    void (*int8_panel)(const dsee_int8 *d, int64_t token, int64_t n, float *scratch); /* NULL: has none */
     size_t (*int8_floats)(const dsee_int8 *d);
+    int64_t int8_tokens;   /* how many int8_panel takes at most */
     void (*add_norm)(const dsee_norm *n, int64_t token, int64_t tokens);
     void (*run_pair)(const dsee_pair *d, int64_t token, int64_t tokens, float *scratch);
     size_t (*pair_floats)(const dsee_pair *d, int32_t panel);

@@ -364,8 +364,9 @@ static void one_panel8(void *argument, int64_t i) {
     panels8 *all = argument;
     const dsee_int8 *d = all->product;
     float *scratch = dsee_scratch(all->path->int8_floats(d));
+    int64_t most = all->path->int8_tokens, left = d->tokens - most * i;
     if (scratch)
-        all->path->int8_panel(d, 16 * i, d->tokens - 16 * i < 16 ? d->tokens - 16 * i : 16, scratch);
+        all->path->int8_panel(d, most * i, left < most ? left : most, scratch);
     else
         all->failed = 1;
 }
@@ -374,7 +375,7 @@ int32_t dsee_int8_run(const dsee_int8 *d, const char *name, int32_t threads) {
     panels8 all = {d, called(name), 0};
     if (!all.path) return 1;
     if (!all.path->int8_panel) return 3;
-    dsee_parallel((d->tokens + 15) / 16, threads, one_panel8, &all);
+    dsee_parallel((d->tokens + all.path->int8_tokens - 1) / all.path->int8_tokens, threads, one_panel8, &all);
     return all.failed ? 2 : 0;
 }
 

@@ -3,12 +3,30 @@
  * A token's features become 7-bit unsigned numbers q with x = low + step q, so that two products of a pair fit 16 bits
  * and maddubs cannot saturate; weights are signed 8-bit numbers with a scale for each row. Then
  *     y[row] = scale[row] (step sum_k w[row][k] q[k] + low sum_k w[row][k]) + bias[row].
- * A panel holds four features of a token side by side in 32 bits, eight tokens in a vector of 256 bits, on wider paths
- * too. VNNI does in one instruction what takes three without, with the same sums.
+ * A panel holds four features of a token side by side in 32 bits, so eight tokens in a vector of 256 bits and sixteen in
+ * one of 512. VNNI does in one instruction what takes three without, with the same sums; vectors of 512 bits are for it.
  */
 #if defined(__AVX2__) && LANES >= 8
 
-enum { INT8_TOKENS = 16 };
+#if defined(__AVX512VNNI__) && LANES == 16
+typedef __m512i bytes;
+typedef vec fvec;
+enum { INT8_LANES = 16 };
+#define BYTES_LOAD(at) _mm512_loadu_si512(at)
+#define BYTES_ALL(four) _mm512_set1_epi32(four)
+#define BYTES_ZERO _mm512_setzero_si512()
+#define BYTES_FLOATS(sum) ((fvec)_mm512_cvtepi32_ps(sum))
+#else
+typedef __m256i bytes;
+typedef vec8 fvec;
+enum { INT8_LANES = 8 };
+#define BYTES_LOAD(at) _mm256_loadu_si256((const __m256i *)(at))
+#define BYTES_ALL(four) _mm256_set1_epi32(four)
+#define BYTES_ZERO _mm256_setzero_si256()
+#define BYTES_FLOATS(sum) ((fvec)_mm256_cvtepi32_ps(sum))
+#endif
+/* two vectors of tokens: with four, what they leave outgrows the second-level cache before it is turned around */
+enum { INT8_TOKENS = 2 * INT8_LANES };
 
 /* x to q, low and step of one token; the columns up to `padded` are zeros, which no weight meets */
 static void quantise(const float *x, int64_t columns, int64_t padded, uint8_t *q, float *low, float *step) {
@@ -57,9 +75,9 @@ static void quantise(const float *x, int64_t columns, int64_t padded, uint8_t *q
 }
 
 /* sum + x[0] w[0] + ... + x[3] w[3] in each 32 bits; x without a sign and below 128, w with one */
-INLINE __m256i dot4(__m256i sum, __m256i x, __m256i w) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return _mm256_dpbusd_epi32(sum, x, w);
+INLINE bytes dot4(bytes sum, bytes x, bytes w) {
+#if defined(__AVX512VNNI__) && LANES == 16
+    return _mm512_dpbusd_epi32(sum, x, w);
 #elif defined(__AVXVNNI__)
     return _mm256_dpbusd_avx_epi32(sum, x, w);
 #else
@@ -67,54 +85,60 @@ INLINE __m256i dot4(__m256i sum, __m256i x, __m256i w) {
 #endif
 }
 
-INLINE void int8_group(const uint8_t *panel, const uint16_t *column, const int8_t *value, int64_t n, __m256i sum[4][2]) {
-    for (int r = 0; r < 4; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    for (int64_t j = 0; j < n; j++) {
-        const __m256i *at = (const __m256i *)(panel + (size_t)column[j] * 4 * INT8_TOKENS);
-        __m256i x0 = _mm256_loadu_si256(at), x1 = _mm256_loadu_si256(at + 1);
-        for (int r = 0; r < 4; r++) {
-            int32_t four;
-            memcpy(&four, value + 16 * j + 4 * r, 4);
-            __m256i w = _mm256_set1_epi32(four);
-            sum[r][0] = dot4(sum[r][0], x0, w);
-            sum[r][1] = dot4(sum[r][1], x1, w);
-        }
-    }
-}
-
-/* up to 16 tokens from `token` on */
-static void int8_panel(const dsee_int8 *d, int64_t token, int64_t n, float *scratch) {
-    int64_t columns = d->columns, quads = (columns + 3) / 4, padded = 4 * quads, rows = 4 * d->groups;
-    float *low = scratch, *step = low + INT8_TOKENS, *part = step + INT8_TOKENS;
-    uint8_t *flat = (uint8_t *)(part + rows * INT8_TOKENS + 16), *panel = flat + padded * INT8_TOKENS + 32;
-    for (int64_t t = 0; t < n; t++)
-        quantise(d->x + (token + t) * columns, columns, padded, flat + t * padded, low + t, step + t);
-    for (int64_t t = n; t < INT8_TOKENS; t++) {
-        memset(flat + t * padded, 0, (size_t)padded);
-        low[t] = step[t] = 0.0f;
-    }
-    transpose((const float *)flat, quads, INT8_TOKENS, quads, (float *)panel, INT8_TOKENS);
-    vec8 l0 = *(const vec8 *)low, l1 = *(const vec8 *)(low + 8), s0 = *(const vec8 *)step, s1 = *(const vec8 *)(step + 8);
+/* All rows of a panel of NV vectors of tokens. */
+INLINE void int8_rows(const int NV, const dsee_int8 *d, const uint8_t *panel, const float *low, const float *step,
+                      float *part) {
+    const int64_t P = NV * INT8_LANES;
     for (int64_t g = 0; g < d->groups; g++) {
-        __m256i sum[4][2];
-        int64_t at = d->start[g];
-        int8_group(panel, d->column + at, d->value + 16 * at, d->start[g + 1] - at, sum);
+        bytes sum[4][2];
+        for (int r = 0; r < 4; r++)
+            for (int v = 0; v < NV; v++) sum[r][v] = BYTES_ZERO;
+        for (int64_t j = d->start[g]; j < d->start[g + 1]; j++) {
+            const uint8_t *at = panel + (size_t)d->column[j] * 4 * (size_t)P;
+            bytes x[2];
+            for (int v = 0; v < NV; v++) x[v] = BYTES_LOAD(at + v * 4 * INT8_LANES);
+            for (int r = 0; r < 4; r++) {
+                int32_t four;
+                memcpy(&four, d->value + 16 * j + 4 * r, 4);
+                for (int v = 0; v < NV; v++) sum[r][v] = dot4(sum[r][v], x[v], BYTES_ALL(four));
+            }
+        }
         for (int r = 0; r < 4; r++) {
             int64_t row = 4 * g + r;
             float scale = row < d->rows ? d->scale[row] : 0.0f, bias = row < d->rows && d->bias ? d->bias[row] : 0.0f;
             float all = row < d->rows ? d->sum[row] : 0.0f;
-            float *to = part + row * INT8_TOKENS;
-            *(vec8 *)to = scale * ((vec8)_mm256_cvtepi32_ps(sum[r][0]) * s0 + l0 * all) + bias;
-            *(vec8 *)(to + 8) = scale * ((vec8)_mm256_cvtepi32_ps(sum[r][1]) * s1 + l1 * all) + bias;
+            for (int v = 0; v < NV; v++) {
+                fvec l = *(const fvec *)(low + v * INT8_LANES), s = *(const fvec *)(step + v * INT8_LANES);
+                *(fvec *)(part + row * P + v * INT8_LANES) = scale * (BYTES_FLOATS(sum[r][v]) * s + l * all) + bias;
+            }
         }
     }
-    activate(d->activation, part, rows * INT8_TOKENS);
-    from_panel(part, INT8_TOKENS, d->rows, n, d->y + token * d->rows, d->rows);
+}
+
+/* up to INT8_TOKENS tokens from `token` on, in a panel of one vector or two */
+static void int8_panel(const dsee_int8 *d, int64_t token, int64_t n, float *scratch) {
+    int64_t columns = d->columns, quads = (columns + 3) / 4, padded = 4 * quads, rows = 4 * d->groups;
+    int64_t P = n <= INT8_LANES ? INT8_LANES : INT8_TOKENS;
+    float *low = scratch, *step = low + P, *part = step + P;
+    uint8_t *flat = (uint8_t *)(part + rows * P + LANES), *panel = flat + padded * P + 32;
+    for (int64_t t = 0; t < n; t++)
+        quantise(d->x + (token + t) * columns, columns, padded, flat + t * padded, low + t, step + t);
+    for (int64_t t = n; t < P; t++) {
+        memset(flat + t * padded, 0, (size_t)padded);
+        low[t] = step[t] = 0.0f;
+    }
+    transpose((const float *)flat, quads, P, quads, (float *)panel, P);
+    if (P == INT8_LANES)
+        int8_rows(1, d, panel, low, step, part);
+    else
+        int8_rows(2, d, panel, low, step, part);
+    activate(d->activation, part, rows * P);
+    from_panel(part, P, d->rows, n, d->y + token * d->rows, d->rows);
 }
 
 static size_t int8_floats(const dsee_int8 *d) {
     size_t padded = (size_t)(d->columns + 3) / 4 * 4;
-    return 2 * INT8_TOKENS + 4 * (size_t)d->groups * INT8_TOKENS + 16 + (2 * padded * INT8_TOKENS + 64) / 4 + 16;
+    return 2 * INT8_TOKENS + 4 * (size_t)d->groups * INT8_TOKENS + LANES + (2 * padded * INT8_TOKENS + 64) / 4 + 16;
 }
 
 #endif
