@@ -7,7 +7,8 @@
 Weights are random, zeros in blocks of four outputs or single. Ratios are dense PyTorch fp32 over the variant, medians
 of interleaved rounds; of models in bursts of five calls, with the ratio of the bursts' first calls in brackets: those
 find their weights driven out of the caches by the model before. GFLOP/s count the multiply-adds that are done; the
-peak is what a loop of independent fused multiply-adds reaches on this core in the same run.
+peak is what a loop of independent fused multiply-adds reaches on this core in the same run. DSEE_KERNELS=avx2 measures
+another of the paths that the machine has.
 """
 
 from __future__ import annotations
@@ -168,12 +169,17 @@ def remember(row: dict[str, Any]) -> None:
     rows = [old for old in figures.get("models", []) if any(old[key] != row[key] for key in same)] + [row]
     order = list(SHAPES)
     figures["models"] = sorted(rows, key=lambda r: (order.index(r["shape"]), r["batch"] * r["sequence"], r["sequence"]))
-    keep("kernels", figures)
+    keep(file_name(), figures)
+
+
+def file_name() -> str:
+    """One file for each instruction set: machines do not mix."""
+    return f"kernels-{library().path}"
 
 
 def stored() -> dict[str, Any]:
     """What is kept already."""
-    kept = RESULTS / "kernels.json"
+    kept = RESULTS / f"{file_name()}.json"
     found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     return found
 
@@ -271,11 +277,11 @@ def main() -> None:
     if "threads" in wanted:
         figures["threads"] = threads()
     # parts that were not run now stay as they were
-    keep("kernels", stored() | figures)
+    keep(file_name(), stored() | figures)
     if "models" in wanted:
         for shape in [options.shape] if options.shape else list(SHAPES):
             whole(shape, options.onnx, sizes)
-    print(json.dumps({"written": "benchmarks/results/kernels.json"}))
+    print(json.dumps({"written": f"benchmarks/results/{file_name()}.json"}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The kernels' figures as Markdown, from the JSON of bench_kernels.py, between the marks of a page.
 
-python benchmarks/kernels_table.py docs/results/kernels.md
+python benchmarks/kernels_table.py benchmarks/results/kernels-avx2.json docs/results/kernels.md
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 from grid import insert
 
-RESULTS = Path(__file__).parent / "results" / "kernels.json"
 #: Least speed-ups asked for, by sentences of up to 128 and of 384 tokens.
 GOALS = {
     "blocks 50%": (1.8, 1.4),
@@ -77,15 +76,18 @@ def layers(rows: list[dict[str, Any]], top: float) -> str:
 
 def main() -> None:
     """Write the tables into the page given, or print them."""
-    figures = json.loads(RESULTS.read_text(encoding="utf-8"))
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    figures = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     text = "\n\n".join(
         [
             *([models(figures["models"])] if "models" in figures else []),
             *([layers(figures["layers"], figures["peak_gflops"])] if "layers" in figures else []),
         ]
     )
-    if len(sys.argv) > 1:
-        insert(Path(sys.argv[1]), text)
+    if len(sys.argv) > 2:
+        path = figures["path"]
+        insert(Path(sys.argv[2]), text, (f"<!-- {path} -->", f"<!-- end of {path} -->"))
     else:
         print(text)
 
