@@ -227,6 +227,9 @@ static void fill(const float *bias, int64_t rows, int64_t valid, float *to) {
     for (int64_t o = 0; o < rows; o++) to[o] = bias && o < valid ? bias[o] : 0.0f;
 }
 
+/* so many floats in whole cache lines: a vector across two of them costs two loads */
+static int64_t in_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
+
 static void run(const dsee_part *p, float *scratch) {
     const dsee_product *d = p->product;
     const dsee_matrix *w = d->w, *v = d->v;
@@ -235,7 +238,7 @@ static void run(const dsee_part *p, float *scratch) {
     int64_t valid = w->rows - row < rows ? w->rows - row : rows;
     int64_t first = w->kind == DSEE_BLOCKS ? p->quad : row;
     int64_t last = w->kind == DSEE_BLOCKS ? p->quad + p->quads : row + valid;
-    float *bias = scratch, *panel = bias + rows;
+    float *bias = scratch, *panel = bias + in_lines(rows);
     fill(d->bias ? d->bias + row : NULL, rows, valid, bias);
     while (left > 0) {
         const width *now = choose(w->kind, left);

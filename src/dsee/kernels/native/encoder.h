@@ -94,7 +94,7 @@ static void product_panel(const dsee_layer *l, int m, const width *how, const fl
 /* Floats of scratch for the second part of a layer. */
 static size_t encoder_floats(const dsee_layer *l, int32_t panel) {
     int64_t outer = in_fours(l->w[3]->rows), inner = in_fours(l->w[4]->rows), joined = l->w[3]->columns;
-    return (size_t)(2 * outer + inner) + (size_t)panel * (size_t)(outer + (inner > joined ? inner : joined) + side_rows(l->v + 3, 3)) + 64;
+    return (size_t)(2 * outer + inner) + (size_t)panel * (size_t)(outer + (inner > joined ? inner : joined) + side_rows(l->v + 3, 3)) + 64 + 16;
 }
 
 /* The hidden states of a panel come in, from rows. */
@@ -111,7 +111,7 @@ static void encoder_layer(const dsee_encoder *e, int64_t layer, int64_t batch, i
     place p = place_of(e->kind, e->tokens, index);
     int64_t P = p.how->tokens, outer = in_fours(o->rows), inner = in_fours(a->rows), width = e->width;
     float *h = e->hidden + (batch * e->room + p.before) * width;
-    float *bias_o = scratch, *bias_a = bias_o + outer, *bias_b = bias_a + inner, *part = bias_b + outer;
+    float *bias_o = scratch, *bias_a = bias_o + outer, *bias_b = bias_a + inner, *part = scratch + in_lines(2 * outer + inner);
     float *middle = part + outer * P, *side = middle + (inner > o->columns ? inner : o->columns) * P;
     fill(l->bias[3], outer, o->rows, bias_o);
     fill(l->bias[4], inner, a->rows, bias_a);

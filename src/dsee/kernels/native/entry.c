@@ -85,8 +85,8 @@ int32_t dsee_check(const dsee_matrix *m, int64_t starts, int64_t entries, int64_
 
 size_t dsee_scratch_floats(const dsee_part *part, int32_t panel) {
     int64_t rank = part->product->v ? part->product->v->rows + 3 : 0;
-    /* a bias for each row, and 64 more for vectors that reach beyond the end */
-    return (size_t)panel * (size_t)(DSEE_MAX_CHUNK + 4 * part->quads + rank) + (size_t)(4 * part->quads) + 64;
+    /* a bias for each row in whole cache lines, and 64 more for vectors that reach beyond the end */
+    return (size_t)panel * (size_t)(DSEE_MAX_CHUNK + 4 * part->quads + rank) + (size_t)(4 * part->quads) + 64 + 16;
 }
 
 typedef struct {

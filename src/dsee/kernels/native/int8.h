@@ -120,7 +120,7 @@ static void int8_panel(const dsee_int8 *d, int64_t token, int64_t n, float *scra
     int64_t columns = d->columns, quads = (columns + 3) / 4, padded = 4 * quads, rows = 4 * d->groups;
     int64_t P = n <= INT8_LANES ? INT8_LANES : INT8_TOKENS;
     float *low = scratch, *step = low + P, *part = step + P;
-    uint8_t *flat = (uint8_t *)(part + rows * P + LANES), *panel = flat + padded * P + 32;
+    uint8_t *flat = (uint8_t *)(part + rows * P + LANES), *panel = flat + padded * P + 64;
     for (int64_t t = 0; t < n; t++)
         quantise(d->x + (token + t) * columns, columns, padded, flat + t * padded, low + t, step + t);
     for (int64_t t = n; t < P; t++) {
@@ -138,7 +138,7 @@ static void int8_panel(const dsee_int8 *d, int64_t token, int64_t n, float *scra
 
 static size_t int8_floats(const dsee_int8 *d) {
     size_t padded = (size_t)(d->columns + 3) / 4 * 4;
-    return 2 * INT8_TOKENS + 4 * (size_t)d->groups * INT8_TOKENS + LANES + (2 * padded * INT8_TOKENS + 64) / 4 + 16;
+    return 2 * INT8_TOKENS + 4 * (size_t)d->groups * INT8_TOKENS + LANES + (2 * padded * INT8_TOKENS + 128) / 4 + 16;
 }
 
 #endif

@@ -9,13 +9,13 @@ static int64_t in_fours(int64_t rows) { return (rows + 3) / 4 * 4; }
 /* panels of the widest kind that a path has, in floats */
 static size_t pair_floats(const dsee_pair *d, int32_t panel) {
     int64_t rows = in_fours(d->first->rows) + in_fours(d->second->rows);
-    return (size_t)rows + (size_t)panel * (size_t)(DSEE_MAX_CHUNK + rows) + 64;
+    return (size_t)rows + (size_t)panel * (size_t)(DSEE_MAX_CHUNK + rows) + 64 + 16;
 }
 
 static void run_pair(const dsee_pair *d, int64_t token, int64_t left, float *scratch) {
     const dsee_matrix *a = d->first, *b = d->second;
     int64_t inner = in_fours(a->rows), outer = in_fours(b->rows);
-    float *bias1 = scratch, *bias2 = bias1 + inner, *panel = bias2 + outer;
+    float *bias1 = scratch, *bias2 = bias1 + inner, *panel = scratch + in_lines(inner + outer);
     fill(d->first_bias, inner, a->rows, bias1);
     fill(d->second_bias, outer, b->rows, bias2);
     while (left > 0) {

@@ -20,7 +20,7 @@ static size_t self_floats(const dsee_self *d, int64_t heads, int32_t panel) {
     const dsee_attention *a = &d->attention;
     size_t padded = (size_t)tiles(a->keys) * TILE, wide = (size_t)tiles(a->dim) * TILE, rows = (size_t)(heads * a->dim);
     return rows * (3 + (size_t)query_stride((int64_t)padded) + padded) + (size_t)heads * (size_t)a->keys * wide +
-           QUERIES * (padded + wide) + (size_t)panel * (DSEE_MAX_CHUNK + 3 * rows + (size_t)side_rows(d->v, 3)) + 64;
+           QUERIES * (padded + wide) + (size_t)panel * (DSEE_MAX_CHUNK + 3 * rows + (size_t)side_rows(d->v, 3)) + 64 + 16;
 }
 
 /* n tokens of some features, P apart, to tiles of tokens; `at` tokens are there already */
@@ -56,7 +56,7 @@ static void self_attend(const dsee_self *d, const float *hidden, int64_t batch, 
     const dsee_matrix *w = d->w[0];
     int64_t keys = a->keys, padded = tiles(keys) * TILE, dim = a->dim, wide = tiles(dim) * TILE;
     int64_t rows = heads * dim, row = first_head * dim, tall = w->kind == DSEE_BLOCKS ? 4 : 1, ldq = query_stride(padded);
-    float *bias = scratch, *q = bias + 3 * rows, *kt = q + rows * ldq, *vt = kt + rows * padded;
+    float *bias = scratch, *q = bias + in_lines(3 * rows), *kt = q + rows * ldq, *vt = kt + rows * padded;
     float *s = vt + heads * keys * wide, *o = s + QUERIES * padded, *part = o + QUERIES * wide;
     for (int m = 0; m < 3; m++) fill(d->bias[m] ? d->bias[m] + row : NULL, rows, rows, bias + m * rows);
     if (wide > dim) memset(vt, 0, sizeof(float) * (size_t)(heads * keys * wide));
