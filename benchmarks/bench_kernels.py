@@ -38,7 +38,11 @@ from dsee.measure.sample import sample_inputs
 LAYERS = [(3072, 768), (768, 3072), (768, 768), (1536, 384), (384, 1536), (384, 384)]
 TOKENS = (1, 16, 128, 512)
 LAYER_ZEROS = (0.5, 0.7, 0.8, 0.9)
-BATCHES = [(1, 1), (1, 96), (1, 128), (8, 128), (2, 384), (32, 128)]
+#: Sentences and tokens; of the larger shape those that take minutes rather than hours.
+BATCHES = {
+    "MiniLM-L6": [(1, 1), (1, 96), (1, 128), (8, 128), (2, 384), (32, 128)],
+    "BERT-base": [(1, 96), (1, 128), (2, 384)],
+}
 #: Kind and share of zeros of the whole models.
 MODELS = [("blocks", 0.5), ("blocks", 0.7), ("blocks", 0.8), ("weights", 0.7), ("weights", 0.8), ("weights", 0.9)]
 PEAK = """
@@ -184,7 +188,7 @@ def stored() -> dict[str, Any]:
     return found
 
 
-def whole(shape: str, onnx: bool, sizes: list[tuple[int, int]]) -> None:
+def whole(shape: str, onnx: bool, sizes: list[tuple[int, int]], bursts: int | None) -> None:
     torch.manual_seed(0)
     models: dict[str, nn.Module] = {"dense": BertForSequenceClassification(config(shape)).eval()}
     for kind, zeros in MODELS:
@@ -200,9 +204,6 @@ def whole(shape: str, onnx: bool, sizes: list[tuple[int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         exported = with_onnx(models, Path(folder)) if onnx else {}
         for batch, sequence in sizes:
-            if batch * sequence > 1024 and shape != "MiniLM-L6":
-                # minutes a round, for what 1,024 tokens say already
-                continue
             inputs = sample_inputs(models["dense"], batch, sequence)
             # chosen by one sentence of that length: more sentences would take minutes and choose the same
             one = sample_inputs(models["dense"], 1, sequence)
@@ -213,7 +214,7 @@ def whole(shape: str, onnx: bool, sizes: list[tuple[int, int]]) -> None:
             }
             calls: dict[str, Any] = {name: partial(model, **inputs) for name, model in models.items()}
             calls |= {name: partial(model.run, model.sample(batch, sequence)) for name, model in exported.items()}
-            rounds = 15 if batch * sequence <= 128 and shape == "MiniLM-L6" else 6
+            rounds = bursts or (15 if batch * sequence <= 128 and shape == "MiniLM-L6" else 6)
             with torch.inference_mode():
                 seconds, cold, least = in_turns(calls, rounds)
             ratios = {name: seconds["dense"] / seconds[name] for name in calls}
@@ -262,11 +263,10 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="layers, models, threads; default all")
     parser.add_argument("--onnx", action="store_true", help="ONNX Runtime beside the models")
     parser.add_argument("--shape", choices=list(SHAPES), help="one shape only")
-    parser.add_argument(
-        "--sizes", nargs="+", default=[f"{b}x{s}" for b, s in BATCHES], help="sentences x tokens: 8x128"
-    )
+    parser.add_argument("--sizes", nargs="+", help="sentences x tokens, such as 8x128")
+    parser.add_argument("--rounds", type=int, help="bursts of each model; a large one takes a minute for all of them")
     options = parser.parse_args()
-    sizes = [(int(batch), int(sequence)) for batch, sequence in (size.split("x") for size in options.sizes)]
+    given = [(int(batch), int(sequence)) for batch, sequence in (size.split("x") for size in options.sizes or ())]
     torch.set_num_threads(1)
     wanted = options.parts or ["layers", "models", "threads"]
     top = peak()
@@ -280,7 +280,7 @@ def main() -> None:
     keep(file_name(), stored() | figures)
     if "models" in wanted:
         for shape in [options.shape] if options.shape else list(SHAPES):
-            whole(shape, options.onnx, sizes)
+            whole(shape, options.onnx, given or BATCHES[shape], options.rounds)
     print(json.dumps({"written": f"benchmarks/results/{file_name()}.json"}))
 
 

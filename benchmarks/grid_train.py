@@ -12,10 +12,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import dsee
 from grid_data import TASKS, Part, batches, metrics, parts, tensors
 from grid_forward import embedded, logits
 from grid_model import Cell, build, counts, first_trained, groups
 
+#: Batches that a support by gradients is chosen from.
+CALIBRATION = 64
 _PREFIXES: dict[tuple[int, int], list[torch.Tensor]] = {}
 
 
@@ -136,6 +139,15 @@ def train(
     return log
 
 
+def calibrated(model: nn.Module, cell: Cell) -> None:
+    """Choose the support by gradients on some training sentences, where the cell's rule waits for them."""
+    part = parts(cell.task, cell.train_size)["train"]
+    places = list(range(len(part.ids)))
+    random.Random(cell.seed).shuffle(places)
+    chosen = [places[i : i + cell.batch] for i in range(0, cell.batch * CALIBRATION, cell.batch)]
+    dsee.choose_support(model, calibration=[tensors(part, rows) for rows in chosen])
+
+
 def run(cell: Cell, say: Callable[[str], None]) -> tuple[dict[str, Any], nn.Module]:
     """Run one cell.
 
@@ -148,6 +160,8 @@ def run(cell: Cell, say: Callable[[str], None]) -> tuple[dict[str, Any], nn.Modu
     """
     start = time.process_time()
     model = build(cell)
+    if cell.method == "dsee" and cell.support == "gradient":
+        calibrated(model, cell)
     built = time.process_time() - start
     feed = Feed(model, cell)
     log = train(model, cell, feed, say)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_int32, c_int64, c_void_p
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional
@@ -50,6 +49,7 @@ class Int8Matrix:
     value: torch.Tensor
     scale: torch.Tensor
     sum: torch.Tensor
+    _c: CInt8 = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         dtypes = (torch.int32, torch.uint16, torch.int8, torch.float32, torch.float32)
@@ -59,16 +59,18 @@ class Int8Matrix:
                 raise InputError(f"{name} of an 8-bit matrix has to be a contiguous {dtype} tensor on the CPU.")
         if self.scale.shape != (self.shape[0],) or self.sum.shape != (self.shape[0],):
             raise InputError(f"An 8-bit matrix of {self.shape[0]} rows needs a scale and a sum for each.")
+        places = [t.data_ptr() for t in (self.start, self.column, self.value, self.scale, self.sum)]
+        object.__setattr__(self, "_c", CInt8(*self.shape, -(-self.shape[0] // SIDE), *places))
         found = library()
         if found is not None:
-            code = found.int8_fault(self.c(), self.start.numel(), self.column.numel(), self.value.numel())
+            code = found.int8_fault(self._c, self.start.numel(), self.column.numel(), self.value.numel())
             if code:
                 raise InputError(f"This packed 8-bit matrix of {self.shape} is broken: {FAULTS.get(code, code)}.")
 
     def c(self) -> CInt8:
         """What the library is given, without bias and activations; this object has to live as long."""
-        places = [t.data_ptr() for t in (self.start, self.column, self.value, self.scale, self.sum)]
-        return CInt8(*self.shape, -(-self.shape[0] // SIDE), *places)
+        # a copy of bytes: a fresh structure takes several times as long, and small products take microseconds
+        return CInt8.from_buffer_copy(self._c)
 
     @property
     def density(self) -> float:
@@ -142,7 +144,7 @@ def int8_compute(
         return activate(functional.linear(quantised(x), matrix.dense(), bias), activation)
     x = x.contiguous()
     y = torch.empty((*x.shape[:-1], matrix.shape[0]))
-    given: Any = matrix.c()
+    given = matrix.c()
     bias = None if bias is None else bias.contiguous()
     given.bias = None if bias is None else bias.data_ptr()
     given.x, given.y = x.data_ptr(), y.data_ptr()
