@@ -165,7 +165,7 @@ class Encoder:
         found = library()
         if found is None:
             return False
-        if threads > 1 and batch * -(-tokens // found.panels[self._kind]) < 2 * threads:
+        if threads > 1 and batch * -(-tokens // found.panels[self._kind]) < threads:
             return False
         return batch == 1 or FULLEST * found.encoder_room(self._kind, 1, tokens, 1) <= tokens
 

@@ -90,10 +90,13 @@ class Library:
         loaded.dsee_int8_run.argtypes = [address, c_char_p, c_int32]
         loaded.dsee_int8_check.argtypes = [address, c_int64, c_int64, c_int64]
         loaded.dsee_int8_can.argtypes = [c_char_p]
+        loaded.dsee_share_threads.argtypes = [address]
+        loaded.dsee_share_threads.restype = None
         layer: list[Any] = [address, address, c_int32]
         loaded.dsee_linears.argtypes = [*layer, *layer, address, address, c_int64, c_char_p, c_int32]
         loaded.dsee_add_norm.argtypes = [*[address] * 5, c_int64, c_int64, c_float, c_char_p, c_int32]
         self._loaded, self._linear = loaded, loaded.dsee_linear
+        self.share_threads(torch_threads_address())
         names = (c_char_p * 8)()
         count = loaded.dsee_paths(names, 8)
         self.paths = [str((names[i] or b"").decode()) for i in range(count)]
@@ -103,6 +106,14 @@ class Library:
                 f"Use one of {', '.join(self.paths)}, or off."
             )
         self.use(wanted or self.paths[-1])
+
+    def share_threads(self, parallel: int | None) -> None:
+        """Compute on the threads of an OpenMP runtime, or on a few of the kernels' own.
+
+        Args:
+            parallel: address of its ``GOMP_parallel``; None for own threads.
+        """
+        self._loaded.dsee_share_threads(parallel)
 
     def use(self, path: str) -> None:
         """Go on with another instruction set.
@@ -270,6 +281,14 @@ class Library:
         """
         if self._loaded.dsee_int8_run(ctypes.addressof(product), self._name, threads):
             raise MemoryError("dsee.kernels: no memory for a panel of activations.")
+
+
+def torch_threads_address() -> int | None:
+    """Address of ``GOMP_parallel`` in the OpenMP runtime that torch brings on Linux, or None where there is none."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except (AttributeError, OSError):
+        return None
 
 
 @cache

@@ -167,6 +167,8 @@ float *dsee_scratch(size_t floats);
 /* What Python calls. */
 #define PUBLIC __attribute__((visibility("default")))
 PUBLIC int32_t dsee_paths(const char **names, int32_t most);             /* those this machine can run, best last */
+/* Compute on the threads of an OpenMP runtime, given its GOMP_parallel; NULL: on threads of our own. */
+PUBLIC void dsee_share_threads(void (*parallel)(void (*)(void *), void *, unsigned, unsigned));
 PUBLIC int32_t dsee_panel(const char *path, int32_t kind);               /* 0: unknown path */
 PUBLIC int32_t dsee_check(const dsee_matrix *m, int64_t starts, int64_t entries, int64_t values); /* 0: sound */
 /* The same without a side branch, whole rows close together: a call by numbers is several times cheaper from Python. */

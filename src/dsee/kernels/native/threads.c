@@ -13,7 +13,7 @@ enum { MOST = 64 };
 static pthread_mutex_t in_use = PTHREAD_MUTEX_INITIALIZER; /* held by the caller whose work runs */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;   /* guards what follows */
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER, done = PTHREAD_COND_INITIALIZER;
-static int32_t workers, wanted, running;
+static int32_t workers, wanted, running, asleep; /* running: those that have joined the round */
 static uint64_t round_number;
 static int64_t next_i, last_i;
 static void (*job)(void *, int64_t);
@@ -27,31 +27,59 @@ static void drain(void) {
     }
 }
 
+static void breathe(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Whoever waits looks again so often before it sleeps: 20 to 80 microseconds. The parts of an encoder follow each other
+ * sooner, and a thread that sleeps is woken later than that. */
+enum { LOOKS = 2000 };
+
 static void *worker(void *number) {
     int32_t own = (int32_t)(intptr_t)number;
     uint64_t seen = 0;
-    pthread_mutex_lock(&lock);
     for (;;) {
+        for (int i = 0; i < LOOKS && __atomic_load_n(&round_number, __ATOMIC_RELAXED) == seen; i++) breathe();
+        pthread_mutex_lock(&lock);
         while (seen == round_number || own >= wanted) {
             seen = round_number;
+            asleep++;
             pthread_cond_wait(&wake, &lock);
+            asleep--;
         }
         seen = round_number;
+        __atomic_store_n(&running, running + 1, __ATOMIC_RELAXED);
         pthread_mutex_unlock(&lock);
         drain();
         pthread_mutex_lock(&lock);
-        if (--running == 0) pthread_cond_signal(&done);
+        __atomic_store_n(&running, running - 1, __ATOMIC_RELAXED);
+        if (!running) pthread_cond_signal(&done);
+        pthread_mutex_unlock(&lock);
     }
     return NULL;
 }
 
-/* a child of fork() has none of the threads, and perhaps locks that nobody will open */
+/* torch's own threads, if they are libgomp's: GOMP_parallel(task, argument, threads, flags). After torch's last operation
+ * they look out for work for a while, on cores that threads of ours would have to share with them. */
+static void (*torch_parallel)(void (*)(void *), void *, unsigned, unsigned);
+
+static void drain_in_team(void *unused) {
+    (void)unused;
+    drain();
+}
+
+/* a child of fork() has none of the threads, and perhaps locks that nobody will open; libgomp would wait for them */
 static void forget(void) {
+    torch_parallel = NULL;
     pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
     pthread_cond_t still = PTHREAD_COND_INITIALIZER;
     in_use = lock = fresh;
     wake = done = still;
-    workers = wanted = running = 0;
+    workers = wanted = running = asleep = 0;
 }
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -99,6 +127,15 @@ void dsee_parallel(int64_t count, int32_t threads, void (*task)(void *, int64_t)
         for (int64_t i = 0; i < count; i++) task(argument, i);
         return;
     }
+    if (torch_parallel) {
+        job = task;
+        job_argument = argument;
+        next_i = 0;
+        last_i = count;
+        torch_parallel(drain_in_team, NULL, (unsigned)threads, 0);
+        pthread_mutex_unlock(&in_use);
+        return;
+    }
     pthread_mutex_lock(&lock);
     while (workers < threads - 1) {
         pthread_t thread;
@@ -107,18 +144,28 @@ void dsee_parallel(int64_t count, int32_t threads, void (*task)(void *, int64_t)
         workers++;
     }
     wanted = workers < threads - 1 ? workers : threads - 1;
-    running = wanted;
     job = task;
     job_argument = argument;
     next_i = 0;
     last_i = count;
-    round_number++;
-    pthread_cond_broadcast(&wake);
+    __atomic_store_n(&round_number, round_number + 1, __ATOMIC_RELAXED);
+    if (asleep) pthread_cond_broadcast(&wake);
     pthread_mutex_unlock(&lock);
     drain();
     pthread_mutex_lock(&lock);
-    while (running) pthread_cond_wait(&done, &lock);
+    /* who has not come until now finds nothing to do: nobody waits for it */
     wanted = 0;
     pthread_mutex_unlock(&lock);
+    for (int i = 0; i < LOOKS && __atomic_load_n(&running, __ATOMIC_RELAXED); i++) breathe();
+    pthread_mutex_lock(&lock);
+    while (running) pthread_cond_wait(&done, &lock);
+    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&in_use);
+}
+
+void dsee_share_threads(void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+    pthread_once(&once, prepare);
+    pthread_mutex_lock(&in_use);
+    torch_parallel = parallel;
     pthread_mutex_unlock(&in_use);
 }
