@@ -80,8 +80,11 @@ def test_the_task_is_learned_and_kept(done):
     stages = done.result.stages
     log = [epoch["loss"] for epoch in stages["tune"]["validation"]]
     assert min(log) < 0.95 * log[0]
-    assert stages["merge"]["test"]["perplexity"] < 1.5 * stages["tune"]["test"]["perplexity"]
-    assert stages["write-recovered"]["scores"]["bleu"] > 20
+    # untuned, the two have 72 and 44, and write nothing that scores
+    assert stages["tune"]["test"]["perplexity"] < 4.4
+    assert stages["merge"]["test"]["perplexity"] < 1.1 * stages["tune"]["test"]["perplexity"]
+    # the sentence is learned; which name and food fill it is decided by roundings: 11.6 to 32.4 by seed and by CPU
+    assert stages["write-recovered"]["scores"]["bleu"] > 10
 
 
 def test_something_was_pruned(done):
