@@ -23,6 +23,8 @@ pytest.importorskip("rouge_score", reason="the nlg extra is not installed")
 
 STAGES = ["tune", "prune", "recover", "merge", "write-dense", "write-pruned", "write-recovered", "measure"]
 SHORT = {"decoding": {"max_new_tokens": 16}}
+#: So many that what is written hangs on no rounding: on another CPU fewer gave half the score.
+EPOCHS = {"gpt2": 6, "llama": 10}
 PRUNE = {"gpt2": {"weights": 0.2}, "llama": {"budget": {"flops": 0.75}}}
 
 
@@ -38,9 +40,9 @@ def recipe_for(folder, family, **changes):
             "decoding": {"beams": 2, "max_new_tokens": 16, "limit": 12},
         },
         "update": {"r": 8, "alpha": 16, "n_sparse": 8, "target_modules": "all-linear"},
-        "tune": {"epochs": 6, "learning_rate": 0.02, "batch_size": 16},
+        "tune": {"epochs": EPOCHS[family], "learning_rate": 0.02, "batch_size": 16},
         "prune": PRUNE[family],
-        "recover": {"epochs": 2, "learning_rate": 0.01, "batch_size": 16},
+        "recover": {"epochs": 4, "learning_rate": 0.01, "batch_size": 16},
         "export": {"onnx": []},
         "measure": {"sequence": 16, "runs": 2, "memory": False},
         "max_length": 48,
@@ -83,8 +85,7 @@ def test_the_task_is_learned_and_kept(done):
     # untuned, the two have 72 and 44, and write nothing that scores
     assert stages["tune"]["test"]["perplexity"] < 4.4
     assert stages["merge"]["test"]["perplexity"] < 1.1 * stages["tune"]["test"]["perplexity"]
-    # the sentence is learned; which name and food fill it is decided by roundings: 11.6 to 32.4 by seed and by CPU
-    assert stages["write-recovered"]["scores"]["bleu"] > 10
+    assert stages["write-recovered"]["scores"]["bleu"] > 20
 
 
 def test_something_was_pruned(done):

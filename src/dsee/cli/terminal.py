@@ -141,4 +141,5 @@ def quiet_libraries(*, silent: bool = False) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.|transformers\.|peft\.")
     if silent:
+        # another process shows the same ones
         warnings.simplefilter("ignore")

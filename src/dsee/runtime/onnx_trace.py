@@ -163,6 +163,7 @@ def _quiet() -> Iterator[None]:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            # progress and other people's deprecations
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -16,6 +16,7 @@ enum { INT8_LANES = 16 };
 #define BYTES_ALL(four) _mm512_set1_epi32(four)
 #define BYTES_ZERO _mm512_setzero_si512()
 #define BYTES_FLOATS(sum) ((fvec)_mm512_cvtepi32_ps(sum))
+#define BYTES_DOT(sum, x, w) _mm512_dpbusd_epi32(sum, x, w)
 #else
 typedef __m256i bytes;
 typedef vec8 fvec;
@@ -24,6 +25,12 @@ enum { INT8_LANES = 8 };
 #define BYTES_ALL(four) _mm256_set1_epi32(four)
 #define BYTES_ZERO _mm256_setzero_si256()
 #define BYTES_FLOATS(sum) ((fvec)_mm256_cvtepi32_ps(sum))
+#if defined(__AVXVNNI__)
+#define BYTES_DOT(sum, x, w) _mm256_dpbusd_avx_epi32(sum, x, w)
+#else
+#define BYTES_DOT(sum, x, w) \
+    _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)))
+#endif
 #endif
 /* two vectors of tokens: with four, what they leave outgrows the second-level cache before it is turned around */
 enum { INT8_TOKENS = 2 * INT8_LANES };
@@ -75,15 +82,7 @@ static void quantise(const float *x, int64_t columns, int64_t padded, uint8_t *q
 }
 
 /* sum + x[0] w[0] + ... + x[3] w[3] in each 32 bits; x without a sign and below 128, w with one */
-INLINE bytes dot4(bytes sum, bytes x, bytes w) {
-#if defined(__AVX512VNNI__) && LANES == 16
-    return _mm512_dpbusd_epi32(sum, x, w);
-#elif defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(sum, x, w);
-#else
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
-#endif
-}
+INLINE bytes dot4(bytes sum, bytes x, bytes w) { return BYTES_DOT(sum, x, w); }
 
 /* All rows of a panel of NV vectors of tokens. */
 INLINE void int8_rows(const int NV, const dsee_int8 *d, const uint8_t *panel, const float *low, const float *step,

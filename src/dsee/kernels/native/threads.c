@@ -1,6 +1,6 @@
-/* A few threads that wait for work, and scratch memory for each.
+/* Torch's threads, or a few of our own that wait for work, and scratch memory for each.
  *
- * Plain POSIX threads: a second OpenMP runtime beside torch's own would fight with it for the cores. The number of
+ * Ours are plain POSIX threads: a second OpenMP runtime beside torch's own would fight with it for the cores. The number of
  * threads is given with each call, so torch's setting is followed.
  */
 #include <pthread.h>
@@ -18,6 +18,13 @@ static uint64_t round_number;
 static int64_t next_i, last_i;
 static void (*job)(void *, int64_t);
 static void *job_argument;
+
+static void post(void (*task)(void *, int64_t), void *argument, int64_t count) {
+    job = task;
+    job_argument = argument;
+    next_i = 0;
+    last_i = count;
+}
 
 static void drain(void) {
     for (;;) {
@@ -128,10 +135,7 @@ void dsee_parallel(int64_t count, int32_t threads, void (*task)(void *, int64_t)
         return;
     }
     if (torch_parallel) {
-        job = task;
-        job_argument = argument;
-        next_i = 0;
-        last_i = count;
+        post(task, argument, count);
         torch_parallel(drain_in_team, NULL, (unsigned)threads, 0);
         pthread_mutex_unlock(&in_use);
         return;
@@ -144,10 +148,7 @@ void dsee_parallel(int64_t count, int32_t threads, void (*task)(void *, int64_t)
         workers++;
     }
     wanted = workers < threads - 1 ? workers : threads - 1;
-    job = task;
-    job_argument = argument;
-    next_i = 0;
-    last_i = count;
+    post(task, argument, count);
     __atomic_store_n(&round_number, round_number + 1, __ATOMIC_RELAXED);
     if (asleep) pthread_cond_broadcast(&wake);
     pthread_mutex_unlock(&lock);
