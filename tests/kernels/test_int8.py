@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from kernel_oracle import needs_kernels, sparse_weight
 from torch import nn
 from torch.nn import functional
@@ -23,6 +23,18 @@ def matrix_of(rows, columns, zeros, seed):
     return weight, pack_int8(weight), generator
 
 
+def half_way(x):
+    """1.0 where the roundings of fp32 may decide between two of a token's 127 steps, (tokens, columns), and the steps."""
+    if not x.shape[0]:
+        return x.double(), 0.0
+    exact = x.double()
+    low, high = exact.amin(-1, keepdim=True), exact.amax(-1, keepdim=True)
+    step = (high - low) / 127
+    place = (exact - low) / step.clamp_min(torch.finfo(torch.float64).tiny)
+    # the kernel takes a difference, a reciprocal and a product: three roundings, of numbers up to 127
+    return ((place - place.floor() - 0.5).abs() < 4 * 127 * EPS).double(), step
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     rows=st.integers(1, 70),
@@ -33,6 +45,8 @@ def matrix_of(rows, columns, zeros, seed):
     activation=st.sampled_from([None, "relu", "gelu", "silu"]),
     seed=st.integers(0, 2**16),
 )
+# one feature of one token lies half-way
+@example(rows=9, columns=37, tokens=14, zeros=0.0, bias=False, activation=None, seed=37)
 def test_it_equals_the_product_of_the_rounded(rows, columns, tokens, zeros, bias, activation, seed):
     _, matrix, generator = matrix_of(rows, columns, zeros, seed)
     x = 3 * torch.randn(tokens, columns, generator=generator) + 1
@@ -41,15 +55,12 @@ def test_it_equals_the_product_of_the_rounded(rows, columns, tokens, zeros, bias
     wide = quantised(x).double()
     expected = functional.linear(wide, matrix.dense().double(), None if b is None else b.double())
     size = functional.linear(wide.abs(), matrix.dense().double().abs()) + (0 if b is None else b.double().abs())
-    # a feature half-way between two steps may be rounded either way: one step of one weight each
-    step = (x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)).double() / 127 if tokens else 0.0
-    ties = EPS * 127 * step * matrix.dense().double().abs().sum(1) * columns
-    bound = 1.13 * ((columns + 8) * EPS * size + ties) + 1e-6
+    dense = matrix.dense().double().abs()
+    # a feature half-way between two steps may be rounded either way, which moves its token by one step of its weights
+    ties, step = half_way(x)
+    bound = 1.13 * ((columns + 8) * EPS * size + step * functional.linear(ties, dense)) + 1e-6
     assert found.shape == (tokens, rows)
-    off = (found - activate(expected, activation)).abs()
-    # where a tie fell the other way, one step of the largest weight
-    assert bool((off <= bound + 1.13 * step * matrix.dense().double().abs().amax(1)).all())
-    assert float((off > bound).double().mean()) < 0.02 or not tokens
+    assert bool(((found - activate(expected, activation)).abs() <= bound).all())
 
 
 @settings(max_examples=30, deadline=None)
