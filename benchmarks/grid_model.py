@@ -12,7 +12,7 @@ from torch import nn
 import dsee
 from grid_data import model_folder
 
-#: What the names of target sets stand for; the pooler is no part of "all".
+#: What the names of target sets stand for; pooler and embeddings are no part of "all".
 LAYER = r".*encoder\.layer\.({layers})\."
 ATTENTION = r"attention\.(self\.(query|key|value)|output\.dense)"
 FFN = r"(intermediate\.dense|output\.dense)"
@@ -22,6 +22,8 @@ TARGETS = {
     "ffn": FFN,
     "all": f"({ATTENTION}|{FFN})",
 }
+#: What may follow after a "+", outside the layers.
+FURTHER = {"pooler": r".*pooler\.dense", "words": r".*word_embeddings"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Cell:
         task: name of the task.
         method: "full", "lora", "dsee" or "head" (classifier and pooler alone).
         seed: head's first values, batch order, support, V's first values.
-        targets: a key of TARGETS, with "+pooler" for an update on the pooler too.
+        targets: a key of TARGETS, with "+pooler" or "+words" for an update on the pooler, or the word embeddings, too.
         r: rank.
         scale: s; alpha is r times this.
         n_sparse: N.
@@ -117,8 +119,8 @@ def first_trained(model: nn.Module) -> int:
 
 def _config(cell: Cell, depth: int) -> Any:
     half = "|".join(str(i) for i in range(depth // 2 if cell.layers == "upper" else 0, depth))
-    inner, _, pooler = cell.targets.partition("+")
-    pattern = LAYER.format(layers=f"({half})") + TARGETS[inner] + (r"|.*pooler\.dense" if pooler else "")
+    inner, *further = cell.targets.split("+")
+    pattern = LAYER.format(layers=f"({half})") + TARGETS[inner] + "".join(f"|{FURTHER[name]}" for name in further)
     saved = ["pooler"] * cell.pooler + ["LayerNorm"] * cell.norms
     common: dict[str, Any] = {
         "task_type": "SEQ_CLS",

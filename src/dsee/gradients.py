@@ -54,3 +54,18 @@ def weight_gradient(gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tenso
     """
     rows = gradient.detach().reshape(-1, gradient.shape[-1]).float()
     return rows.T @ inputs.reshape(-1, inputs.shape[-1]).float()
+
+
+def lookup_gradient(gradient: torch.Tensor, ids: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return dL/dW of y = W[ids], summed over all tokens.
+
+    Args:
+        gradient: dL/dy, (..., width).
+        ids: token numbers, (...,).
+        rows: of W.
+
+    Returns:
+        (rows, width), fp32.
+    """
+    flat = gradient.detach().reshape(-1, gradient.shape[-1]).float()
+    return flat.new_zeros(rows, flat.shape[1]).index_add_(0, ids.reshape(-1), flat)

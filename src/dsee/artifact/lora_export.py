@@ -20,6 +20,7 @@ from dsee.errors import InputError, OrderError, listed, nearest
 from dsee.pruning.gates import has_gates
 from dsee.steps import history
 from dsee.update.config import DseeConfig
+from dsee.update.embedding import DseeEmbedding
 from dsee.update.layer import update_layers
 from dsee.update.masked import keeps_to_mask
 
@@ -173,9 +174,15 @@ def _state(model: Any, name: str, factors: dict[str, tuple[torch.Tensor, torch.T
             # a LoRA of these ranks leaves this layer alone, so that its bias has no wrapper around it
             inner = f"{PREFIX}{path}.base_layer."
             rest = {k.replace(inner, f"{PREFIX}{path}."): v for k, v in rest.items()}
+    modules = dict(model.get_base_model().named_modules())
     for path, (B, A) in factors.items():
-        rest[f"{PREFIX}{path}.lora_A.weight"] = A
-        rest[f"{PREFIX}{path}.lora_B.weight"] = B
+        if isinstance(modules[path], DseeEmbedding):
+            # LoRA looks columns up where dsee looks rows up
+            rest[f"{PREFIX}{path}.lora_embedding_A"] = B.T
+            rest[f"{PREFIX}{path}.lora_embedding_B"] = A.T
+        else:
+            rest[f"{PREFIX}{path}.lora_A.weight"] = A
+            rest[f"{PREFIX}{path}.lora_B.weight"] = B
     return {key: rest[key].detach().cpu().contiguous().clone() for key in sorted(rest)}
 
 

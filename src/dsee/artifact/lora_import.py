@@ -156,9 +156,12 @@ def _split(folder: Path, state: dict[str, torch.Tensor]) -> tuple[dict[str, Pair
             rest[key] = value
         elif part in ("A.weight", "B.weight"):
             pairs.setdefault(path, {})[part[0]] = value
+        elif part in ("embedding_A", "embedding_B"):
+            # A LoRA's A, (r, vocabulary), is what an update has for U, (vocabulary, r)
+            pairs.setdefault(path, {})["B" if part.endswith("A") else "A"] = value.T.contiguous()
         else:
-            what = "an embedding" if part.startswith("embedding") else f"a part called lora_{part.partition('.')[0]}"
-            raise InputError(f"{folder}: {path} has {what}; an update goes on Linear or Conv1D layers only.")
+            what = f"a part called lora_{part.partition('.')[0]}"
+            raise InputError(f"{folder}: {path} has {what}; an update has only U V, which is B A.")
     if not pairs:
         raise ArtifactError(f"{folder / WEIGHTS} holds no LoRA matrices.")
     for path, pair in pairs.items():
@@ -180,8 +183,8 @@ def _check_layers(folder: Path, base: nn.Module, pairs: dict[str, Pair]) -> None
             shape = linear_shape(modules[path])
         except InputError as error:
             raise InputError(
-                f"{folder}: the LoRA is on {path}, a {type(modules[path]).__name__}; an update goes on Linear or "
-                "Conv1D layers only."
+                f"{folder}: the LoRA is on {path}, a {type(modules[path]).__name__}; an update goes on Linear, "
+                "Conv1D and Embedding layers only."
             ) from error
         if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or (B.shape[0], A.shape[1]) != shape:
             raise ArtifactError(

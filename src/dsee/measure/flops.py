@@ -17,7 +17,8 @@ from dsee.architectures import LayerView, base_model, layers
 from dsee.architectures._registry import plain_model
 from dsee.measure.sample import check_sizes
 from dsee.update.bases import linear_shape
-from dsee.update.layer import DseeLayer
+from dsee.update.embedding import DseeEmbedding
+from dsee.update.layer import DseeLayer, update_layers
 from dsee.update.side import SideBranch
 
 
@@ -81,7 +82,7 @@ def flops(model: nn.Module, batch: int = 1, sequence: int = 128) -> Flops:
     )
     attention = sum(_products(view, batch, sequence) for view in views)
     counted = attending + feeding + outside
-    update = sum(_update(linear, count) for linear, count in counted)
+    update = sum(_update(linear, count) for linear, count in counted) + _lookups(model, tokens)
     zeros = sum(2 * count * _zeros(linear) for linear, count in counted)
     total = projections + feed_forward + attention + update + rest
     return Flops(projections, attention, feed_forward, update, rest, total - zeros)
@@ -169,6 +170,16 @@ def _update(linear: Any, tokens: int) -> int:
     return branch + sum(2 * tokens * int(module.weight.numel()) for module in running)
 
 
+def _lookups(model: nn.Module, tokens: int) -> int:
+    """Updates of embeddings that run now: U is looked up, V multiplied by, and the entries of S2 added at most."""
+    total = 0
+    for _, layer in update_layers(model):
+        if isinstance(layer, DseeEmbedding) and not layer.merged and not layer.disable_adapters:
+            parts = [part[name] for name in layer.active_adapters for part in (layer.dsee_V, layer.dsee_S) if name in part]
+            total += sum(2 * tokens * int(module.weight.numel()) for module in parts)
+    return total
+
+
 def _outside(model: nn.Module, views: list[LayerView]) -> Iterator[tuple[nn.Module, bool]]:
     """Linears outside the layers, and whether each runs once per sentence instead of once per token."""
     inner, body = plain_model(model), base_model(model)
@@ -181,6 +192,8 @@ def _outside(model: nn.Module, views: list[LayerView]) -> Iterator[tuple[nn.Modu
             continue
         if isinstance(module, DseeLayer):
             skip |= {id(part) for part in module.modules()}
+            if isinstance(module, DseeEmbedding):
+                continue
         elif not isinstance(module, (nn.Linear, nn.Conv1d)):
             continue
         # decoders score every token and use the last one's

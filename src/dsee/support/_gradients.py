@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dsee.errors import InputError
-from dsee.gradients import asking, loss_of, weight_gradient
+from dsee.gradients import asking, lookup_gradient, loss_of, weight_gradient
 from dsee.modes import evaluating
 
 Batch = Mapping[str, Any]
@@ -46,7 +46,7 @@ def accumulated(
 
     Args:
         model: returns a loss for a batch with labels.
-        linears: Linear or Conv1D modules inside the model, by name; without an update around them.
+        linears: Linear, Conv1D or Embedding modules inside the model, by name; without an update around them.
         batches: dicts of tensors with labels.
 
     Returns:
@@ -106,7 +106,7 @@ def _dense_gradients(
             for x, g in [(x, next(gradients)) for x, _ in pairs]:
                 if g is None:
                     continue
-                one = weight_gradient(g, x)
+                one = weight_gradient(g, x) if x.is_floating_point() else lookup_gradient(g, x, len(linears[name].weight))
                 total = one if total is None else total.add_(one)
             if total is not None:
                 yield name, total.abs_()

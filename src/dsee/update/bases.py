@@ -1,4 +1,4 @@
-"""What an update can sit on: Linear and GPT-2's Conv1D, plain or quantised.
+"""What an update can sit on: Linear and GPT-2's Conv1D, plain or quantised, and Embedding.
 
 Quantised weights are read and written through PEFT's own backends, so what PEFT can merge, an update can.
 """
@@ -20,17 +20,19 @@ from dsee.errors import InputError, OrderError
 
 
 def linear_shape(base: nn.Module) -> tuple[int, int]:
-    """Return (out, in) of a Linear or a Conv1D.
+    """Return (out, in) of a Linear or a Conv1D, (vocabulary, width) of an Embedding: the shape of its U V.
 
     Raises:
-        InputError: the module is neither.
+        InputError: the module is none of them. An Embedding that scales what it looks up is another class.
     """
     if isinstance(base, nn.Linear):
         return base.out_features, base.in_features
     if isinstance(base, Conv1D):
         return base.weight.shape[1], base.weight.shape[0]
+    if type(base) is nn.Embedding:
+        return base.num_embeddings, base.embedding_dim
     raise InputError(
-        f"target_modules names a {type(base).__name__}; an update goes on Linear or Conv1D layers only. "
+        f"target_modules names a {type(base).__name__}; an update goes on Linear, Conv1D and Embedding layers only. "
         "Leave that name out of target_modules or put it into exclude_modules."
     )
 
@@ -45,7 +47,7 @@ def refuse_recomputed(base: nn.Module, key: str) -> None:
     Raises:
         InputError: its weight is masked by ``torch.nn.utils.prune``, normed or parametrized.
     """
-    if isinstance(base, (nn.Linear, Conv1D)) and "weight" not in base._parameters:
+    if isinstance(base, (nn.Linear, Conv1D, nn.Embedding)) and "weight" not in base._parameters:
         raise InputError(
             f"{key}: its weight is recomputed at every call (torch.nn.utils.prune or a parametrization), so a change "
             "would be lost. Make it permanent first: bake_masks=True in the configuration or dsee.bake_masks(model); "

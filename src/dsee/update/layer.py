@@ -113,7 +113,7 @@ class DseeLayer(BaseTunerLayer):
         self.dsee_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         if rank:
             low = nn.Linear(in_features, rank * len(parts or [0]), bias=False)
-            up = FusedUp(rank, out_features, parts) if parts else ThinLinear(rank, out_features, bias=False)
+            up = self._new_up(rank, out_features, parts)
             nn.init.normal_(low.weight, std=V_STD)
             if config.init_weights:
                 nn.init.zeros_(up.weight)
@@ -125,6 +125,10 @@ class DseeLayer(BaseTunerLayer):
             self.dsee_S[adapter_name] = sparse
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _new_up(self, rank: int, out_features: int, parts: tuple[int, ...] | None) -> nn.Module:
+        """U, with random values, which the caller sets to zero."""
+        return FusedUp(rank, out_features, parts) if parts else ThinLinear(rank, out_features, bias=False)
 
     def has_update(self, adapter_name: str) -> bool:
         """Whether the adapter has a part on this layer: a pattern or a cut can leave it with neither."""

@@ -51,8 +51,8 @@ def sparse_masks(layers: list[tuple[str, DseeLayer]]) -> dict[str, torch.Tensor]
     found: dict[str, torch.Tensor] = {}
     for name, layer in layers:
         base = layer.get_base_layer()
-        if is_quantised(base) or base.weight.is_meta:
-            # what rounds to zero is no mask, and a weight that is not there has none
+        if is_quantised(base) or base.weight.is_meta or isinstance(base, nn.Embedding):
+            # what rounds to zero is no mask, a weight that is not there has none, and a padding row was not pruned
             continue
         mask = get_mask(layer)
         (found if mask is None else stored)[name] = oriented(layer) != 0 if mask is None else mask

@@ -22,6 +22,7 @@ from dsee.masks import get_mask, set_mask
 from dsee.update.bake import bake_masks
 from dsee.update.bases import refuse_recomputed
 from dsee.update.config import DseeConfig
+from dsee.update.embedding import DseeEmbedding, check_embedding
 from dsee.update.fused import resolve
 from dsee.update.layer import GATE, DseeLayer, DseeLinear, refuse_gated, update_layers
 from dsee.update.masked import sparse_masks
@@ -31,7 +32,7 @@ from dsee.update.targets import check_targets, default_targets_missing, spare_fu
 
 
 class DseeModel(BaseTuner):
-    """Wraps a model's target layers in :class:`DseeLinear`."""
+    """Wraps a model's target layers in :class:`DseeLinear` and :class:`DseeEmbedding`."""
 
     prefix: str = "dsee_"
     tuner_layer_cls = DseeLayer
@@ -84,7 +85,10 @@ class DseeModel(BaseTuner):
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         refuse_recomputed(base, current_key)
         refuse_gated(target, current_key, "an update around it")
-        layer = DseeLinear(target, adapter_name, peft_config, current_key, self.model)
+        if isinstance(base, nn.Embedding):
+            check_embedding(base, current_key, self.model)
+        kind = DseeEmbedding if isinstance(base, nn.Embedding) else DseeLinear
+        layer = kind(target, adapter_name, peft_config, current_key, self.model)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
