@@ -138,7 +138,6 @@ def test_the_adapter_gets_its_name(tmp_path):
         ({"use_dora": True}, "use_dora=True makes this more than a plain LoRA"),
         ({"lora_bias": True}, "lora_bias=True"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-        ({"target_modules": ["word_embeddings"]}, "word_embeddings has an embedding"),
     ],
     ids=str,
 )

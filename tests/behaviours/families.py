@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -207,3 +207,29 @@ ALL = {
         Family("t5", hf.T5ForConditionalGeneration, _t5, ("q", "v"), "SEQ_2_SEQ_LM"),
     )
 }
+
+
+def _with_words(name: str, words: str, **config: Any) -> Family:
+    family = ALL[name]
+
+    def changed() -> Any:
+        made = family.config()
+        for key, value in config.items():
+            setattr(made, key, value)
+        return made
+
+    return replace(family, targets=(*family.targets, words), config=changed)
+
+
+#: Families whose word embeddings carry an update too; where they are tied to the language head, only once untied.
+WITH_WORDS = {
+    "bert": _with_words("bert", "word_embeddings"),
+    "roberta": _with_words("roberta", "word_embeddings"),
+    "distilbert": _with_words("distilbert", "word_embeddings"),
+    "electra": _with_words("electra", "word_embeddings"),
+    "gpt2": _with_words("gpt2", "wte", tie_word_embeddings=False),
+    "llama": _with_words("llama", "embed_tokens", tie_word_embeddings=False),
+}
+
+#: Both, by names of their own.
+EVERY = ALL | {f"{name} with words": family for name, family in WITH_WORDS.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from behaviours.families import ALL
+from behaviours.families import EVERY
 
 TESTS = Path(__file__).resolve().parents[1]
 # sums in another order, over three steps
@@ -55,6 +55,6 @@ def test_bert(kind, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_every_family(kind, name, folder):
-    check(measured(folder, kind, tuple(sorted(ALL))), name)
+    check(measured(folder, kind, tuple(sorted(EVERY))), name)

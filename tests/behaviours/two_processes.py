@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from behaviours.families import ALL
+from behaviours.families import EVERY
 
 STEPS, ROWS = 3, 8
 
@@ -112,7 +112,7 @@ def main():
     out, kind, *names = sys.argv[1:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    found = {name: compare(ALL[name], kind) for name in names}
+    found = {name: compare(EVERY[name], kind) for name in names}
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()

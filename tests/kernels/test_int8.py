@@ -24,7 +24,7 @@ def matrix_of(rows, columns, zeros, seed):
 
 
 def half_way(x):
-    """1.0 where the roundings of fp32 may decide between two of a token's 127 steps, (tokens, columns), and the steps."""
+    """1.0 where fp32's roundings may decide between two of a token's 127 steps, (tokens, columns), and the steps."""
     if not x.shape[0]:
         return x.double(), 0.0
     exact = x.double()

@@ -163,21 +163,22 @@ def _update(linear: Any, tokens: int) -> int:
     base = _base(linear)
     beside = (base.side_up, base.side_low, base.side_values) if isinstance(base, SideBranch) else ()
     branch = sum(2 * tokens * part.numel() for part in beside if part is not None)
-    if not isinstance(linear, DseeLayer) or linear.merged or linear.disable_adapters:
-        return branch
-    parts = (linear.dsee_U, linear.dsee_V, linear.dsee_S)
-    running = [part[name] for name in linear.active_adapters for part in parts if name in part]
-    return branch + sum(2 * tokens * int(module.weight.numel()) for module in running)
+    parts = (linear.dsee_U, linear.dsee_V, linear.dsee_S) if isinstance(linear, DseeLayer) else ()
+    return branch + _running(linear, parts, tokens)
+
+
+def _running(layer: Any, parts: tuple[Any, ...], tokens: int) -> int:
+    """Products with those parts of an update that run now: its adapter is active, not disabled and not merged."""
+    if not parts or layer.merged or layer.disable_adapters:
+        return 0
+    running = [part[name] for name in layer.active_adapters for part in parts if name in part]
+    return sum(2 * tokens * int(module.weight.numel()) for module in running)
 
 
 def _lookups(model: nn.Module, tokens: int) -> int:
-    """Updates of embeddings that run now: U is looked up, V multiplied by, and the entries of S2 added at most."""
-    total = 0
-    for _, layer in update_layers(model):
-        if isinstance(layer, DseeEmbedding) and not layer.merged and not layer.disable_adapters:
-            parts = [part[name] for name in layer.active_adapters for part in (layer.dsee_V, layer.dsee_S) if name in part]
-            total += sum(2 * tokens * int(module.weight.numel()) for module in parts)
-    return total
+    """Updates of embeddings: U is looked up, V multiplied by, and the entries of S2 are added at most."""
+    found = [layer for _, layer in update_layers(model) if isinstance(layer, DseeEmbedding)]
+    return sum(_running(layer, (layer.dsee_V, layer.dsee_S), tokens) for layer in found)
 
 
 def _outside(model: nn.Module, views: list[LayerView]) -> Iterator[tuple[nn.Module, bool]]:

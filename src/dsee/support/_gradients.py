@@ -106,10 +106,14 @@ def _dense_gradients(
             for x, g in [(x, next(gradients)) for x, _ in pairs]:
                 if g is None:
                     continue
-                one = weight_gradient(g, x) if x.is_floating_point() else lookup_gradient(g, x, len(linears[name].weight))
+                one = weight_gradient(g, x) if x.is_floating_point() else lookup_gradient(g, x, _rows(linears[name]))
                 total = one if total is None else total.add_(one)
             if total is not None:
                 yield name, total.abs_()
+
+
+def _rows(embedding: Any) -> int:
+    return int(embedding.num_embeddings)
 
 
 def _finite_loss(output: Any, batch: Batch) -> torch.Tensor:

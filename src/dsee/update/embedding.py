@@ -1,7 +1,7 @@
 """An embedding with an update: row i of dW = s (U V + S2) is looked up beside row i of W.
 
-An embedding is a linear layer whose input is one-hot, with W stored as (vocabulary, width). So U is (vocabulary, r), V is
-(r, width), and x U V is V mixed by the r numbers of each token: at r = 1 one number a word along one common direction.
+An embedding is a linear layer whose input is one-hot, with W stored as (vocabulary, width). So U is (vocabulary, r), V
+is (r, width), and a token gets the rows of V mixed by its r numbers: at r = 1 one number a word, along one direction.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def check_embedding(base: nn.Module, key: str, model: nn.Module) -> None:
     """
     if getattr(base, "max_norm", None) is not None:
         raise InputError(
-            f"{key}: max_norm={base.max_norm} makes this embedding rescale its own weights at every call, so an update "
-            "beside them would not be what a merge gives. Set max_norm=None first, or leave it out of target_modules."
+            f"{key}: with max_norm={base.max_norm} this embedding rescales its weights at every call, so that W and dW "
+            "would not be what a merge gives. Set max_norm to None first, or leave it out of target_modules."
         )
     weight: Any = base.weight
     # the same module under a second path would stay without its update there
@@ -42,8 +42,8 @@ def check_embedding(base: nn.Module, key: str, model: nn.Module) -> None:
     ]
     if others:
         raise InputError(
-            f"{key}: its weight is also that of {listed(sorted(others))}, and an update here would be merged into both. "
-            "Leave it out of target_modules, or untie the two first (tie_word_embeddings=False in the configuration)."
+            f"{key}: its weight is also that of {listed(sorted(others))}, and what is tuned here would be merged into "
+            "both. Leave it out of target_modules, or untie them first: tie_word_embeddings=False in the configuration."
         )
 
 
@@ -61,7 +61,7 @@ class DseeEmbedding(DseeLinear):
         # masks are for matrices that are multiplied by
         self.dsee_masked[adapter_name] = False
 
-    def _new_up(self, rank: int, out_features: int, _: tuple[int, ...] | None) -> nn.Module:
+    def _new_up(self, rank: int, out_features: int, _: tuple[int, ...] | None) -> Any:
         base: Any = self.get_base_layer()
         up = nn.Embedding(out_features, rank, padding_idx=base.padding_idx)
         with torch.no_grad():

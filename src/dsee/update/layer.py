@@ -126,7 +126,7 @@ class DseeLayer(BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def _new_up(self, rank: int, out_features: int, parts: tuple[int, ...] | None) -> nn.Module:
+    def _new_up(self, rank: int, out_features: int, parts: tuple[int, ...] | None) -> Any:
         """U, with random values, which the caller sets to zero."""
         return FusedUp(rank, out_features, parts) if parts else ThinLinear(rank, out_features, bias=False)
 
