@@ -39,7 +39,8 @@ class Cell:
         scale: s; alpha is r times this.
         n_sparse: N.
         support: the rule.
-        rank_pattern: exceptions to ``r``; each has the same scale.
+        rank_pattern: exceptions to ``r``; each has the same scale, unless ``scale_pattern`` says otherwise.
+        scale_pattern: exceptions to ``scale``, for keys of ``rank_pattern``.
         layers: "all" or "upper" (the upper half of the layers).
         pooler: whether the pooler is trained in full.
         bias: PEFT's word for which biases are trained.
@@ -66,6 +67,7 @@ class Cell:
     n_sparse: int = 64
     support: str = "grebsmo"
     rank_pattern: dict[str, int] = field(default_factory=dict)
+    scale_pattern: dict[str, float] = field(default_factory=dict)
     layers: str = "all"
     pooler: bool = False
     bias: str = "none"
@@ -127,7 +129,9 @@ def _config(cell: Cell, depth: int) -> Any:
         "target_modules": pattern,
         "r": cell.r,
         "rank_pattern": cell.rank_pattern,
-        "alpha_pattern": {key: rank * cell.scale for key, rank in cell.rank_pattern.items() if rank},
+        "alpha_pattern": {
+            key: rank * cell.scale_pattern.get(key, cell.scale) for key, rank in cell.rank_pattern.items() if rank
+        },
         "modules_to_save": saved or None,
     }
     if cell.method == "lora":

@@ -17,6 +17,7 @@ NAMES = {
     "ffn": "feed-forward",
     "all": "all linears",
     "all+pooler": "all linears, pooler",
+    "all+pooler+words": "all linears, pooler, words",
     "qv+pooler": "query, value, pooler",
 }
 #: Said in the first columns of the table, or in its heading.
@@ -41,7 +42,13 @@ def _mean(values: list[float], digits: int = 1) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def _line(found: Rows, most: int) -> str:
+def _of(found: Rows, part: str, name: str, digits: int = 1) -> str:
+    """One figure of the runs that have it; parts of the data that are younger than a run it has not."""
+    values = [row[part].get(name, math.nan) for _, row in found if part in row]
+    return _mean(values, digits) if values else ""
+
+
+def _line(found: Rows, most: int, further: bool) -> str:
     cell, row = found[0]
     metric = TASKS[cell.task].metric
     share = row["trained"] / row["total"]
@@ -50,11 +57,12 @@ def _line(found: Rows, most: int) -> str:
         described(cell),
         f"{cell.lr:.0e}".replace("e-0", "e-"),
         f"{share:.2%}",
-        _mean([r["validation"][metric] for _, r in found]),
-        _mean([r["validation"].get("loss", math.nan) for _, r in found], 3),
-        _mean([r["test"][metric] for _, r in found]),
-        _mean([r["test"].get("loss", math.nan) for _, r in found], 3),
-        *([_mean([r["test"]["f1"] for _, r in found])] if cell.task == "mrpc" else []),
+        _of(found, "validation", metric),
+        _of(found, "validation", "loss", 3),
+        _of(found, "test", metric),
+        _of(found, "test", "loss", 3),
+        *([_of(found, "test", "f1")] if cell.task == "mrpc" else []),
+        *([_of(found, "further", metric), _of(found, "further", "loss", 3)] if further else []),
         f"{seeds}" + " (fewer)" * (seeds < most),
         f"{statistics.mean(r['cpu_seconds'] for _, r in found):.0f}",
     ]
@@ -80,13 +88,14 @@ def _block(key: tuple[Any, ...], ways: dict[str, Rows]) -> str:
     most = max(len(found) for found in ways.values())
     sentences = f", {size:,} training sentences" if size else ""
     heads = ["way", "learning rate", "trained", f"validation {metric}", "loss", f"reported {metric}", "loss"]
-    heads += ["F1"] * (task == "mrpc") + ["seeds", "CPU s"]
+    further = any("further" in row for found in ways.values() for _, row in found)
+    heads += ["F1"] * (task == "mrpc") + [f"further {metric}", "loss"] * further + ["seeds", "CPU s"]
     ranked = sorted(ways.values(), key=lambda found: -statistics.mean(r["validation"][metric] for _, r in found))
     lines = [
         f"### {task}{sentences}, {epochs} {'epoch' if epochs == 1 else 'epochs'}",
         "",
         "| " + " | ".join(heads) + " |",
         "|" + " --- |" * len(heads),
-        *[_line(found, most) for found in ranked],
+        *[_line(found, most, further) for found in ranked],
     ]
     return "\n".join(lines)

@@ -167,12 +167,13 @@ def run(cell: Cell, say: Callable[[str], None]) -> tuple[dict[str, Any], nn.Modu
     log = train(model, cell, feed, say)
     metric = TASKS[cell.task].metric
     values = [entry[metric] for entry in log]
-    tested = evaluate(model, parts(cell.task, cell.train_size)["test"], feed)
+    data = parts(cell.task, cell.train_size)
+    reported = {part: evaluate(model, data[part], feed) for part in ("test", "further") if part in data}
     row = {
         "cell": asdict(cell),
         "validation": {name: round(value, 3) for name, value in log[values.index(max(values))].items()},
         "epochs": [round(value, 3) for value in values],
-        "test": {name: round(value, 3) for name, value in tested.items()},
+        **{part: {name: round(value, 3) for name, value in found.items()} for part, found in reported.items()},
         **counts(model),
         "build_seconds": round(built, 1),
         "cpu_seconds": round(time.process_time() - start, 1),
