@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 import dsee
+from behaviours.families import WITH_WORDS
 from conftest import VOCABULARY, adapted, batch, logits, tiny_bert
 from dsee.update import DseeEmbedding
 from dsee.update.embedding import add_sparse_rows
@@ -178,3 +180,20 @@ def test_all_linear_leaves_embeddings_alone():
         isinstance(m, DseeEmbedding)
         for m in adapted(tiny_gpt2(), target_modules="all-linear", task_type=None).modules()
     )
+
+
+@pytest.mark.parametrize("base", [True, False], ids=["with its base", "alone"])
+@pytest.mark.parametrize("name", sorted(WITH_WORDS))
+def test_files_hold_the_update_and_not_the_frozen_embedding(name, base, tmp_path):
+    family = WITH_WORDS[name]
+    model = family.adapted()
+    expected = family.logits(model)
+    dsee.save(model, tmp_path / "update", base=base)
+    folder = tmp_path / "update" / "adapter"
+    assert not [key for key in load_file(next(folder.rglob("adapter_model.safetensors"))) if "base_layer" in key]
+    loaded = dsee.load(tmp_path / "update", **({} if base else {"base": family.base()}))
+    assert torch.equal(family.logits(loaded.eval()), expected)
+    dsee.export_lora(model, tmp_path / "lora")
+    assert not [key for key in load_file(tmp_path / "lora" / "adapter_model.safetensors") if "base_layer" in key]
+    again = dsee.import_lora(family.base(), tmp_path / "lora", n_sparse=2).eval()
+    torch.testing.assert_close(family.logits(again), expected, rtol=1e-4, atol=1e-5)

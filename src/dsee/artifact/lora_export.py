@@ -20,7 +20,7 @@ from dsee.errors import InputError, OrderError, listed, nearest
 from dsee.pruning.gates import has_gates
 from dsee.steps import history
 from dsee.update.config import DseeConfig
-from dsee.update.embedding import DseeEmbedding
+from dsee.update.embedding import DseeEmbedding, embeddings_to_save
 from dsee.update.layer import update_layers
 from dsee.update.masked import keeps_to_mask
 
@@ -168,7 +168,8 @@ def _state(model: Any, name: str, factors: dict[str, tuple[torch.Tensor, torch.T
     """The adapter's file under LoRA's names; what is not the update (heads, biases) as PEFT saves it."""
     paths = [path for path, _ in update_layers(model.get_base_model())]
     update = tuple(f"{PREFIX}{path}.dsee_" for path in paths)
-    rest = {k: v for k, v in get_peft_model_state_dict(model, adapter_name=name).items() if not k.startswith(update)}
+    whole = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=embeddings_to_save(model))
+    rest = {k: v for k, v in whole.items() if not k.startswith(update)}
     for path in paths:
         if path not in factors:
             # a LoRA of these ranks leaves this layer alone, so that its bias has no wrapper around it

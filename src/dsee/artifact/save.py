@@ -20,6 +20,7 @@ from dsee.artifact.masks import MASKS, mask_bits
 from dsee.errors import InputError
 from dsee.pruning.gates import gate_values
 from dsee.steps import history
+from dsee.update.embedding import embeddings_to_save
 
 ADAPTER = "adapter"
 #: Gates that are being tuned lie beside the base and the adapters, since they belong to no adapter.
@@ -76,7 +77,7 @@ def save(
         if left:
             save_file(left, writing / MASKS)
         if adapted:
-            model.save_pretrained(writing / ADAPTER)
+            model.save_pretrained(writing / ADAPTER, save_embedding_layers=embeddings_to_save(model))
             _tidy_adapters(writing / ADAPTER)
         if gates := gate_values(model):
             save_file(gates, writing / GATES)

@@ -106,3 +106,14 @@ def add_sparse_rows(y: torch.Tensor, ids: torch.Tensor, sparse: SparseDelta, sca
     flat = values.new_zeros(sparse.out_features * sparse.in_features)
     table = flat.index_add(0, sparse.indices.to(torch.int64), values)
     return y + nn.functional.embedding(ids, table.view(sparse.out_features, sparse.in_features))
+
+
+def embeddings_to_save(model: nn.Module) -> bool | str:
+    """Return PEFT's ``save_embedding_layers`` for a model: never because an update sits on an embedding.
+
+    PEFT stores W beside an adapter on layers that are called ``embed_tokens``. W is frozen, and the base has it.
+
+    Args:
+        model: a model with updates.
+    """
+    return False if any(isinstance(module, DseeEmbedding) for module in model.modules()) else "auto"
