@@ -35,7 +35,7 @@ from dsee.training.answers import calibration_rows, figures, questions, train_si
 from dsee.training.distillation import Distillation
 from dsee.training.fit import fit, set_attention_dropout, set_dropout, steps_of, torch_logits
 from dsee.training.gates import GateCallback
-from dsee.training.methods import check_method, holders, merged, prepared, settled, train_only, update_config
+from dsee.training.methods import check_method, holders, merged, prepared, settled, train_only, with_smallest_update
 from dsee.training.prefix_cache import frozen_prefix
 from dsee.training.progress import Bar
 from dsee.training.recipe import RecoverSpec, TrainSpec
@@ -199,13 +199,9 @@ def preflight(setting: Setting) -> None:
 
 
 def _check_prefix(setting: Setting, schedule: Gradual | None) -> None:
-    from peft import get_peft_model
-
     if schedule or setting.recipe.gates:
         raise InputError("cache_prefix: a schedule or gates change the lower layers too. Set cache_prefix: false.")
-    # the smallest update on the same layers: the support needs weights to be searched in
-    wanted = setting.recipe.update.model_copy(update={"r": 1, "n_sparse": 0, "support": "random"})
-    model = get_peft_model(setting.empty_model(), update_config(setting.recipe, wanted))
+    model = with_smallest_update(setting.recipe, setting.empty_model())
     _set_dropouts(setting, model)
     frozen_prefix(model)
 

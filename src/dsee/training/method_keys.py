@@ -18,7 +18,7 @@ TITLES = {
     "norms": "norms and the task head",
 }
 #: Keys of an update that are about S2 or masks on it, which a LoRA has not.
-SPARSE = ("support", "masked")
+SPARSE = ("support", "masked", "n_sparse_pattern")
 #: Learning rates of an update's parts.
 RATES = ("up_ratio", "sparse_learning_rate", "head_learning_rate")
 

@@ -9,9 +9,11 @@ latter with the task head.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
@@ -31,6 +33,10 @@ from dsee.training.recipe import Recipe, UpdateSpec
 from dsee.update import DseeConfig
 from dsee.update.choose import choose_support
 from dsee.update.layer import GATE, update_layers
+from dsee.update.positions import check_names
+
+#: Exceptions for single modules.
+PATTERNS = ("rank_pattern", "alpha_pattern", "n_sparse_pattern")
 
 
 def _task_type(recipe: Recipe) -> str:
@@ -69,6 +75,8 @@ def lora_config(recipe: Recipe, model: Any) -> LoraConfig:
         target_modules=usual if update.target_modules is None else update.target_modules,
         modules_to_save=update.modules_to_save,
         layers_to_transform=update.layers_to_transform,
+        rank_pattern=dict(update.rank_pattern),
+        alpha_pattern=dict(update.alpha_pattern),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
 
@@ -88,12 +96,33 @@ def check_method(recipe: Recipe, empty: Any) -> None:
         empty: the model's shapes without its weights; it is changed.
 
     Raises:
-        InputError: nothing would be trained, or PEFT refuses the LoRA.
+        InputError: nothing would be trained, PEFT refuses the LoRA, or a target or a pattern fits no module.
     """
-    if recipe.method == "lora":
-        _with_lora(recipe, empty)
-    elif recipe.method != "dsee":
+    if recipe.method not in ("dsee", "lora"):
         train_only(empty, recipe.method)
+        return
+    with warnings.catch_warnings():
+        # PEFT's word on what is refused below
+        warnings.filterwarnings("ignore", "The following .*_pattern keys", RuntimeWarning)
+        model = _with_lora(recipe, empty) if recipe.method == "lora" else with_smallest_update(recipe, empty)
+    names = [name for name, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
+    for pattern in PATTERNS:
+        # a key that fits nothing would be a result of other ranks than were asked for
+        check_names(getattr(recipe.update, pattern), names, f"update.{pattern}")
+
+
+def with_smallest_update(recipe: Recipe, empty: Any) -> Any:
+    """Put an update of rank 1 where a recipe's goes; no support is searched, so that no weights are needed.
+
+    Args:
+        recipe: the recipe.
+        empty: the model's shapes without its weights; it is changed.
+
+    Raises:
+        InputError: a field out of its range, or a target that fits no module.
+    """
+    plain = {"r": 1, "n_sparse": 0, "support": "random", "rank_pattern": {}, "n_sparse_pattern": {}}
+    return get_peft_model(empty, update_config(recipe, recipe.update.model_copy(update=plain)))
 
 
 def prepared(recipe: Recipe, model: Any, calibration: Any) -> Any:

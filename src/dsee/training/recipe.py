@@ -38,6 +38,9 @@ class UpdateSpec(Section):
     target_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
     layers_to_transform: list[int] | None = None
+    rank_pattern: dict[str, Annotated[int, Field(ge=0)]] = {}
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    n_sparse_pattern: dict[str, Annotated[int, Field(ge=0)]] = {}
 
 
 class TrainSpec(Section):

@@ -182,25 +182,25 @@ def size_of(flat: torch.Tensor, shape: tuple[int, int], key: str, parts: Parts) 
     return counts
 
 
-def check_names(positions: Iterable[str], names: list[str]) -> None:
-    """Refuse a name in ``positions`` that fits no module.
+def check_names(given: Iterable[str], names: list[str], field: str = "positions") -> None:
+    """Refuse a name in ``positions``, or in a pattern, that fits no module.
 
     Args:
-        positions: names or regular expressions, as in PEFT's patterns.
-        names: paths of the modules that can take positions.
+        given: names or regular expressions, as in PEFT's patterns.
+        names: paths of the modules with an update.
+        field: the configuration's field, for the message.
 
     Raises:
         InputError: a name that fits none, with the nearest that would.
     """
-    for key in positions:
+    for key in given:
         try:
             fits = any(re.match(rf"(.*\.)?({key})$", name) for name in names)
         except re.error as error:
-            raise InputError(f"positions: {key!r} is neither a name nor a regular expression: {error}.") from None
+            raise InputError(f"{field}: {key!r} is neither a name nor a regular expression: {error}.") from None
         if not fits:
             raise InputError(
-                f"positions: no module with an update is called {key!r}.{nearest(key, names)} There are: "
-                f"{listed(names)}."
+                f"{field}: no module with an update is called {key!r}.{nearest(key, names)} There are: {listed(names)}."
             )
 
 
