@@ -132,11 +132,16 @@ _ONCE = (replace(WORDS, epochs=1), replace(FULL, lr=1e-4, epochs=1))
 ONCE = [(replace(cell, seed=seed), "") for seed in range(5) for cell in _ONCE]
 #: The same at half the ranks, with S2 where the gradients are largest: a thousand entries a matrix, tuned slowly.
 _ENTRIES = {"r": 1, "n_sparse": 1000, "support": "gradient", "lr_s": 0.05, "rank_pattern": {"word_embeddings": 1}}
-ONCE += [(replace(WORDS, epochs=1, seed=seed, **_ENTRIES), "") for seed in range(5)]
+ONCE += [(replace(WORDS, epochs=1, seed=seed, **_ENTRIES), "") for seed in range(2)]
+#: And with biases and norms in their place.
+_SMALL_PARTS = {"r": 1, "bias": "dsee_only", "norms": True, "rank_pattern": {"word_embeddings": 1}}
+EVERYWHERE = replace(WORDS, **_SMALL_PARTS)
+ONCE += [(replace(EVERYWHERE, epochs=1, seed=seed), "") for seed in range(5)]
 ONCE += [(replace(BEST, epochs=1, seed=seed), "") for seed in range(5)]
 
 #: CoLA at half the rate and twice as long.
 LONGER = [(replace(BEST, task="cola", lr=5e-4, epochs=6, seed=seed), "") for seed in range(3)]
+LONGER += [(replace(EVERYWHERE, task="cola", lr=5e-4, epochs=6, seed=seed), "") for seed in (1, 0, 2)]
 LONGER += [(replace(FULL, task="cola", lr=1e-4, epochs=6, seed=seed), "") for seed in range(3)]
 
 #: Two more seeds on the small sets, each way at the best of its rates.
