@@ -21,7 +21,7 @@ HEAD = 2 * 32 + 2
 
 
 def recipe_of(folder, model_folder, update, **changes):
-    return load_recipe(prepare(folder, model_folder, update=update, export={"onnx": ["fp32"]}, **changes))
+    return load_recipe(prepare(folder, model_folder, update=update, export={"onnx": []}, **changes))
 
 
 def test_words_of_another_rank_go_through_the_whole_chain(tmp_path, model_folder):
@@ -34,6 +34,25 @@ def test_words_of_another_rank_go_through_the_whole_chain(tmp_path, model_folder
     assert result.stages["tune"]["trainable"] == 3 * (3 * (32 + 32) + 5) + vocabulary + 32 + HEAD
     final = dsee.load(tmp_path / "out" / "model")
     assert not torch.equal(final.bert.embeddings.word_embeddings.weight, words.get_base_layer().weight)
+    assert result.stages["merge"]["test"] == result.stages["recover"]["test"]
+
+
+def test_biases_and_norms_beside_it_go_through_the_whole_chain(tmp_path, model_folder):
+    update = WORDS | PATTERNS | {"bias": "dsee_only", "modules_to_save": ["LayerNorm"]}
+    weights = {"weights": {"ratio": 0.5, "score": "weight"}}
+    recipe = recipe_of(
+        tmp_path, model_folder, update, prune={"heads": 0.25, "neurons": 0.4, "calibration": 32} | weights
+    )
+    result = run(recipe, base=tmp_path, progress=Recorder())
+    tuned = dsee.load(tmp_path / "out" / "stages" / "tuned").get_base_model()
+    vocabulary = tuned.bert.embeddings.word_embeddings.get_base_layer().num_embeddings
+    # a norm behind the embeddings and two in each layer
+    small = 3 * 32 + 7 * 2 * 32
+    assert result.stages["tune"]["trainable"] == 3 * (3 * (32 + 32) + 5) + vocabulary + 32 + small + HEAD
+    final = dsee.load(tmp_path / "out" / "model")
+    assert not hasattr(final, "peft_config")
+    assert final.bert.embeddings.LayerNorm.bias.any()
+    assert final.bert.encoder.layer[0].attention.self.query.bias.any()
     assert result.stages["merge"]["test"] == result.stages["recover"]["test"]
 
 

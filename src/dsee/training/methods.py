@@ -77,6 +77,7 @@ def lora_config(recipe: Recipe, model: Any) -> LoraConfig:
         layers_to_transform=update.layers_to_transform,
         rank_pattern=dict(update.rank_pattern),
         alpha_pattern=dict(update.alpha_pattern),
+        bias={"dsee_only": "lora_only"}.get(update.bias, update.bias),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
 

@@ -41,6 +41,7 @@ class UpdateSpec(Section):
     rank_pattern: dict[str, Annotated[int, Field(ge=0)]] = {}
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
     n_sparse_pattern: dict[str, Annotated[int, Field(ge=0)]] = {}
+    bias: Literal["none", "all", "dsee_only"] = "none"
 
 
 class TrainSpec(Section):
