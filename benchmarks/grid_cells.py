@@ -139,6 +139,13 @@ EVERYWHERE = replace(WORDS, **_SMALL_PARTS)
 ONCE += [(replace(EVERYWHERE, epochs=1, seed=seed), "") for seed in range(5)]
 ONCE += [(replace(BEST, epochs=1, seed=seed), "") for seed in range(5)]
 
+#: The same on Rotten Tomatoes' reviews, where the training set is smaller.
+REVIEWS = [
+    (replace(cell, task="rotten_tomatoes", seed=seed), "")
+    for seed in range(3)
+    for cell in (replace(EVERYWHERE, epochs=2), replace(BEST, dropout=0.1), replace(FULL, lr=1e-4, epochs=2))
+]
+
 #: CoLA at half the rate and twice as long.
 LONGER = [(replace(BEST, task="cola", lr=5e-4, epochs=6, seed=seed), "") for seed in range(3)]
 LONGER += [(replace(EVERYWHERE, task="cola", lr=5e-4, epochs=6, seed=seed), "") for seed in (1, 0, 2)]
@@ -188,6 +195,7 @@ LISTS: dict[str, Listed] = {
     "patterns": PATTERNS,
     "once": ONCE,
     "longer": LONGER,
+    "reviews": REVIEWS,
     "regular": REGULAR,
     "small-best": SMALL_BEST,
     "slower": SLOWER,
