@@ -197,3 +197,13 @@ def test_files_hold_the_update_and_not_the_frozen_embedding(name, base, tmp_path
     assert not [key for key in load_file(tmp_path / "lora" / "adapter_model.safetensors") if "base_layer" in key]
     again = dsee.import_lora(family.base(), tmp_path / "lora", n_sparse=2).eval()
     torch.testing.assert_close(family.logits(again), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_update_held_to_masks_has_none_on_its_embedding():
+    model = scrambled(adapted(tiny_bert(), target_modules=["query", "word_embeddings"], masked=True))
+    dsee.prune(model, dsee.Weights(0.5, score="weight"))
+    inputs = batch(labels=True)
+    model(**inputs).loss.backward()
+    assert embedding(model).dsee_U["default"].weight.grad.any()
+    expected = logits(model)
+    torch.testing.assert_close(logits(dsee.merge(model)), expected, rtol=1e-4, atol=1e-5)
