@@ -30,7 +30,7 @@ class DseeConfig(PeftConfig):
 
     Attributes:
         target_modules: names (matched as suffixes), a regular expression, "all-linear", or None for the family's
-            default.
+            default. Embeddings take an update where they are named.
         r: rank of U V.
         alpha: the update is scaled by alpha / r.
         use_rslora: scale by alpha / sqrt(r) instead, so that a larger r does not shrink the update
