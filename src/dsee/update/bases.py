@@ -102,6 +102,13 @@ def read_weight(base: Any, backend: QuantizationBackend | None = None) -> torch.
     if not is_quantised(base):
         plain: torch.Tensor = base.weight.data
         return plain
+    if getattr(getattr(base.weight, "quant_state", None), "packing_format_for_cpu", False):
+        # bitsandbytes 0.50 reads it back in another order
+        raise InputError(
+            f"The 4-bit weight of a {type(base).__name__} cannot be read any more: bitsandbytes has rearranged it for "
+            "this CPU (AVX-512 with bf16) at the first call in eval mode. Load the model again and merge or choose a "
+            "support before it is called in eval mode, or load it without quantisation."
+        )
     backend = quantisation_of(base) if backend is None else backend
     try:
         if backend is not None:
