@@ -33,6 +33,7 @@ from transformers import BertForSequenceClassification
 import dsee
 from common import SHAPES, config, cpu_seconds, keep
 from dsee.measure.sample import sample_inputs
+from dsee.tasks.encode import Encoded
 from dsee.training.fit import set_attention_dropout, set_dropout
 from dsee.training.prefix_cache import ROW, prefix_cache
 
@@ -152,15 +153,10 @@ def peak(shape: str, variant: str) -> int:
     return int(done.stdout.strip().splitlines()[-1])
 
 
-class Sentences:
-    """Sentences of one length as a data set has them."""
-
-    def __init__(self, batch: dict[str, torch.Tensor]) -> None:
-        plain = {key: value.tolist() for key, value in batch.items()}
-        self.features = [{key: plain[key][i] for key in plain} for i in range(len(plain["labels"]))]
-
-    def __len__(self) -> int:
-        return len(self.features)
+def sentences(batch: dict[str, torch.Tensor]) -> Encoded:
+    """The rows of a batch as a data set has them."""
+    plain = {key: value.tolist() for key, value in batch.items()}
+    return Encoded.of([{key: plain[key][i] for key in plain} for i in range(len(plain["labels"]))], "classification")
 
 
 def stacked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -170,9 +166,9 @@ def stacked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 def cached(shape: str, stack: ExitStack) -> tuple[Any, dict[str, torch.Tensor], float]:
     """A model that starts above its frozen prefix, a batch for it, and the CPU seconds that the cache took to fill."""
     model = build(shape, "DSEE, no dropout, upper half")
-    data = Sentences(batch_of(shape, model))
+    data = sentences(batch_of(shape, model))
     start = time.process_time()
-    (part,), collate = stack.enter_context(prefix_cache(model, [data], stacked))  # type: ignore[list-item]
+    (part,), collate = stack.enter_context(prefix_cache(model, [data], stacked))
     # the check of the cache on four sentences is in it, which a real data set would not notice
     filled = time.process_time() - start
     return model, collate(part.features), filled
