@@ -159,9 +159,9 @@ def parts(name: str, train_size: int | None = None) -> dict[str, Part]:
         pool = train.iloc[task.train :]
         validation = _apart(pool, train.iloc[: task.train], task.columns[0]).iloc[: task.validation]
     train = train.iloc[: train_size or task.train]
-    tables = {"train": train, "validation": validation, "test": test} | (
-        {"further": _further()} if task.further else {}
-    )
+    tables = {"train": train, "validation": validation, "test": test}
+    if task.further:
+        tables["further"] = _further()
     return {part: _encoded(table, task.columns) for part, table in tables.items()}
 
 

@@ -69,10 +69,10 @@ def test_the_weights_are_recognised_and_read(kind, base):
     torch.testing.assert_close(read_weight(linear).float(), original, rtol=0, atol=STEPS[kind])
 
 
-def test_a_fresh_update_changes_no_logit_and_an_update_changes_them(base):
+def test_a_fresh_update_changes_no_logit_and_an_update_changes_them(kind, base, tmp_path):
+    # of another model of the same weights: once called, some 4-bit weights cannot be read any more
+    before = logits(quantised(kind, tmp_path / "bare"))
     model = adapted(base, init_weights=True)
-    with model.disable_adapter():
-        before = logits(model)
     assert torch.equal(logits(model), before)
     scrambled(model)
     assert not torch.allclose(logits(model), before, atol=0.01)
@@ -107,15 +107,24 @@ def is_torchao(parameter):
     return type(parameter).__module__.startswith("torchao")
 
 
+def rearranged(model):
+    """Whether bitsandbytes has put 4-bit weights in another order, as it does on CPUs with AVX-512 and bf16."""
+    states = [getattr(parameter, "quant_state", None) for parameter in model.parameters()]
+    return any(getattr(state, "packing_format_for_cpu", False) for state in states)
+
+
 def test_saving_and_loading_on_the_quantised_base(kind, base, tmp_path):
     from peft import PeftModel
 
     model = adapted(base)
     expected = logits(model)
+    # bitsandbytes 0.50 spoils what it has rearranged once its state_dict is asked for, as saving and loading do
+    spoilt = rearranged(model)
     model.save_pretrained(tmp_path / "adapter")
-    # another base: on a CPU with AVX-512 and bf16, bitsandbytes 0.50 spoils a 4-bit model once its state is asked for
-    again = PeftModel.from_pretrained(quantised(kind, tmp_path / "base"), tmp_path / "adapter").eval()
-    torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-3)
+    bases = [quantised(kind, tmp_path / "base"), *([] if spoilt else [model.unload()])]
+    for other in bases:
+        again = PeftModel.from_pretrained(other, tmp_path / "adapter").eval()
+        torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("way", ["merge_adapter", "dsee.merge"])

@@ -122,8 +122,8 @@ def with_smallest_update(recipe: Recipe, empty: Any) -> Any:
     Raises:
         InputError: a field out of its range, or a target that fits no module.
     """
-    plain = {"r": 1, "n_sparse": 0, "support": "random", "rank_pattern": {}, "n_sparse_pattern": {}}
-    return get_peft_model(empty, update_config(recipe, recipe.update.model_copy(update=plain)))
+    smallest = {"r": 1, "n_sparse": 0, "support": "random", **{pattern: {} for pattern in PATTERNS}}
+    return get_peft_model(empty, update_config(recipe, recipe.update.model_copy(update=smallest)))
 
 
 def prepared(recipe: Recipe, model: Any, calibration: Any) -> Any:

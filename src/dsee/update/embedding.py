@@ -38,18 +38,13 @@ def check_embedding(base: nn.Module, key: str, model: nn.Module) -> None:
     others = [
         name
         for name, module in model.named_modules(remove_duplicate=False)
-        if module._parameters.get("weight") is weight and not _same_path(name, key)
+        if module._parameters.get("weight") is weight and name not in (key, f"{key}.base_layer")
     ]
     if others:
         raise InputError(
             f"{key}: its weight is also that of {listed(sorted(others))}, and what is tuned here would be merged into "
             "both. Leave it out of target_modules, or untie them first: tie_word_embeddings=False in the configuration."
         )
-
-
-def _same_path(name: str, key: str) -> bool:
-    """Whether a path inside a wrapped or bare model is that of the layer itself."""
-    return name in (key, f"{key}.base_layer") or name.endswith((f".{key}", f".{key}.base_layer"))
 
 
 class DseeEmbedding(DseeLinear):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from dsee.update.embedding import DseeEmbedding, check_embedding
 from dsee.update.fused import resolve
 from dsee.update.layer import GATE, DseeLayer, DseeLinear, refuse_gated, update_layers
 from dsee.update.masked import sparse_masks
-from dsee.update.positions import check_names
+from dsee.update.positions import check_names, fits
 from dsee.update.sparse_delta import SparseDelta
 from dsee.update.targets import check_targets, default_targets_missing, spare_full_modules
 
@@ -85,9 +84,10 @@ class DseeModel(BaseTuner):
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         refuse_recomputed(base, current_key)
         refuse_gated(target, current_key, "an update around it")
+        kind = DseeLinear
         if isinstance(base, nn.Embedding):
             check_embedding(base, current_key, self.model)
-        kind = DseeEmbedding if isinstance(base, nn.Embedding) else DseeLinear
+            kind = DseeEmbedding
         layer = kind(target, adapter_name, peft_config, current_key, self.model)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
@@ -117,7 +117,7 @@ class DseeModel(BaseTuner):
         if not config.support_stored:
             check_names(config.positions, names)
         pattern = config.n_sparse_pattern
-        unmatched = sorted(key for key in pattern if not any(re.match(rf"(.*\.)?({key})$", name) for name in names))
+        unmatched = sorted(key for key in pattern if not fits(key, names))
         if unmatched:
             warnings.warn(
                 f"The following n_sparse_pattern keys did not match any targeted module and were ignored: {unmatched}.",

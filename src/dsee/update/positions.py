@@ -182,6 +182,16 @@ def size_of(flat: torch.Tensor, shape: tuple[int, int], key: str, parts: Parts) 
     return counts
 
 
+def fits(key: str, names: Iterable[str]) -> bool:
+    """Whether a name or regular expression fits one of some paths, as PEFT matches its patterns.
+
+    Args:
+        key: the name or expression.
+        names: paths of modules.
+    """
+    return any(re.match(rf"(.*\.)?({key})$", name) for name in names)
+
+
 def check_names(given: Iterable[str], names: list[str], field: str = "positions") -> None:
     """Refuse a name in ``positions``, or in a pattern, that fits no module.
 
@@ -195,10 +205,10 @@ def check_names(given: Iterable[str], names: list[str], field: str = "positions"
     """
     for key in given:
         try:
-            fits = any(re.match(rf"(.*\.)?({key})$", name) for name in names)
+            found = fits(key, names)
         except re.error as error:
             raise InputError(f"{field}: {key!r} is neither a name nor a regular expression: {error}.") from None
-        if not fits:
+        if not found:
             raise InputError(
                 f"{field}: no module with an update is called {key!r}.{nearest(key, names)} There are: {listed(names)}."
             )
